@@ -1,0 +1,2 @@
+//! `outrigger-control`: the control plane server.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Scenarios on a simulated network with a paused clock.
