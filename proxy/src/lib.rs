@@ -1,1 +1,4 @@
 //! The Outrigger data plane.
+
+pub mod config;
+pub mod fault;
