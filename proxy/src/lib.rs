@@ -1,4 +1,7 @@
 //! The Outrigger data plane.
 
 pub mod config;
+pub mod detect;
 pub mod fault;
+pub mod net;
+pub mod tls;

@@ -1,0 +1,195 @@
+//! This workload's certificate and trust bundle, swapped under live connections.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwapOption;
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    sign::CertifiedKey,
+};
+
+use super::verify::CertificateIdentity;
+use crate::config::SpiffeId;
+
+/// A certificate chain longer than this is nobody's honest one.
+const MAX_CHAIN: usize = 8;
+/// Roots in a bundle; SPIFFE federation of a few dozen trust domains fits.
+const MAX_ROOTS: usize = 128;
+
+/// Why a certificate, key or bundle is not taken. The one in use stays (TL-04).
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("certificate chain: {0}")]
+    Chain(String),
+    #[error("private key: {0}")]
+    Key(String),
+    #[error("certificate and private key do not belong together")]
+    KeyMismatch,
+    #[error("trust bundle: {0}")]
+    Bundle(String),
+    #[error("certificate names {found}, expected {expected}")]
+    WrongIdentity { found: String, expected: String },
+    #[error("certificate expired {0:?} ago")]
+    Expired(Duration),
+}
+
+/// One generation of who we are and whom we trust.
+pub struct Identity {
+    pub id: Option<SpiffeId>,
+    pub key: Arc<CertifiedKey>,
+    pub roots: Arc<RootCertStore>,
+    /// Seconds since 1970.
+    pub not_before: u64,
+    pub not_after: u64,
+    /// Serial number of the leaf, in hexadecimal.
+    pub serial: String,
+    /// The chain and bundle as given, for the admin page; never the key.
+    pub chain_pem: String,
+    pub roots_pem: String,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("id", &self.id)
+            .field("serial", &self.serial)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Checks and loads a chain (leaf first), its key and a trust bundle, all PEM. A broken
+    /// certificate among good ones in the bundle is skipped with a warning naming it (TL-05).
+    ///
+    /// # Errors
+    /// When no usable identity comes out of it; `expected` guards against a certificate that was
+    /// issued for somebody else.
+    pub fn from_pem(
+        chain_pem: &str,
+        key_pem: &str,
+        roots_pem: &str,
+        expected: Option<&SpiffeId>,
+        now: UnixTime,
+    ) -> Result<Self, IdentityError> {
+        let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
+            .take(MAX_CHAIN)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| IdentityError::Chain(e.to_string()))?;
+        let leaf = chain
+            .first()
+            .ok_or_else(|| IdentityError::Chain("no certificate in it".into()))?;
+        let facts =
+            CertificateIdentity::of(leaf).map_err(|e| IdentityError::Chain(e.to_string()))?;
+        if let Some(expected) = expected
+            && facts.id.as_ref() != Some(expected)
+        {
+            return Err(IdentityError::WrongIdentity {
+                found: facts
+                    .id
+                    .as_ref()
+                    .map_or_else(|| "no SPIFFE identity".to_owned(), ToString::to_string),
+                expected: expected.to_string(),
+            });
+        }
+        if facts.not_after <= now.as_secs() {
+            let age = Duration::from_secs(now.as_secs() - facts.not_after);
+            return Err(IdentityError::Expired(age));
+        }
+        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
+            .map_err(|e| IdentityError::Key(e.to_string()))?;
+        let key = super::provider()
+            .key_provider
+            .load_private_key(key)
+            .map_err(|e| IdentityError::Key(e.to_string()))?;
+        let certified = CertifiedKey::new(chain, key);
+        certified
+            .keys_match()
+            .map_err(|_| IdentityError::KeyMismatch)?;
+        Ok(Self {
+            id: facts.id,
+            key: Arc::new(certified),
+            roots: Arc::new(parse_roots(roots_pem)?),
+            not_before: facts.not_before,
+            not_after: facts.not_after,
+            serial: facts.serial,
+            chain_pem: chain_pem.to_owned(),
+            roots_pem: roots_pem.to_owned(),
+        })
+    }
+
+    /// When to fetch the next one: at two thirds of the life, less up to a tenth of it so that
+    /// replicas do not all come at once. `jitter` is from 0 to 1.
+    #[must_use]
+    pub fn renew_at(&self, jitter: f64) -> u64 {
+        let life = self.not_after.saturating_sub(self.not_before);
+        let early = Duration::from_secs(life / 10).mul_f64(jitter.clamp(0.0, 1.0));
+        (self.not_before + life * 2 / 3).saturating_sub(early.as_secs())
+    }
+}
+
+/// A trust bundle from PEM.
+///
+/// # Errors
+/// When no root in it is usable.
+pub(super) fn parse_roots(pem: &str) -> Result<RootCertStore, IdentityError> {
+    let mut store = RootCertStore::empty();
+    for (n, root) in CertificateDer::pem_slice_iter(pem.as_bytes())
+        .take(MAX_ROOTS)
+        .enumerate()
+    {
+        let added = root
+            .map_err(|e| e.to_string())
+            .and_then(|der| store.add(der).map_err(|e| e.to_string()));
+        if let Err(error) = added {
+            tracing::warn!(
+                certificate = n + 1,
+                error,
+                "skipping a bad root in the bundle"
+            );
+        }
+    }
+    if store.is_empty() {
+        return Err(IdentityError::Bundle("no usable root certificate".into()));
+    }
+    Ok(store)
+}
+
+/// The identity in force. Cheap to read, swapped whole.
+#[derive(Debug, Default)]
+pub struct IdentityStore {
+    current: ArcSwapOption<Identity>,
+    changed: tokio::sync::Notify,
+}
+
+impl IdentityStore {
+    /// An empty store: until [`Self::set`], no handshake succeeds.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// The identity in force, if there is one.
+    #[must_use]
+    pub fn get(&self) -> Option<Arc<Identity>> {
+        self.current.load_full()
+    }
+
+    /// Puts `identity` in force for all handshakes from now on, in both roles.
+    pub fn set(&self, identity: Identity) {
+        self.current.store(Some(Arc::new(identity)));
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until there is an identity.
+    pub async fn ready(&self) -> Arc<Identity> {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(identity) = self.get() {
+                return identity;
+            }
+            changed.await;
+        }
+    }
+}
