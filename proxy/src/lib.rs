@@ -3,5 +3,6 @@
 pub mod config;
 pub mod detect;
 pub mod fault;
+pub mod http;
 pub mod net;
 pub mod tls;
