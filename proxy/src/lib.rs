@@ -6,5 +6,6 @@ pub mod detect;
 pub mod fault;
 pub mod http;
 pub mod net;
+pub mod route;
 pub mod tcp;
 pub mod tls;
