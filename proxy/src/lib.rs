@@ -2,7 +2,9 @@
 
 pub mod bootstrap;
 pub mod config;
+pub mod control;
 pub mod detect;
+pub mod drain;
 pub mod fault;
 pub mod http;
 pub mod net;

@@ -1,0 +1,194 @@
+//! Where our certificate comes from, and when the next one is due.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use outrigger_proto::outrigger::identity::v1::{
+    CreateCertificateRequest, certificate_service_client::CertificateServiceClient,
+};
+use rand::RngExt;
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
+use tonic::transport::Endpoint;
+
+use super::{Connector, WallClock};
+use crate::{
+    config::{SpiffeId, units::Backoff},
+    tls::{Identity, IdentityError, IdentityStore},
+};
+
+/// The wall clock is looked at this often, whatever a timer on the monotonic clock would say: a
+/// machine that slept wakes up with an expired certificate (TL-03).
+const CHECK_EVERY: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Waits between failed requests.
+const RETRY_BASE: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+
+/// Why there is no new certificate; the old one stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("cannot read {path}: {error}")]
+    File {
+        path: PathBuf,
+        error: std::io::Error,
+    },
+    #[error("cannot make a key and a request for it: {0}")]
+    Request(#[from] rcgen::Error),
+    #[error("cannot reach the control plane: {0}")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("the control plane refused a certificate: {}", .0.message())]
+    Refused(Box<tonic::Status>),
+    #[error("the certificate received is not usable: {0}")]
+    Unusable(#[from] IdentityError),
+}
+
+/// Asks the control plane's certificate authority. The key is made here and never leaves.
+#[derive(Debug)]
+pub struct CertificateSource {
+    pub connector: Connector,
+    pub id: SpiffeId,
+    /// Proof for the first certificate; later ones are asked for with the one before.
+    pub token_file: Option<PathBuf>,
+    pub clock: WallClock,
+}
+
+impl CertificateSource {
+    /// Fetches and renews for as long as it runs, putting each new identity into `store`.
+    pub async fn run(self, store: Arc<IdentityStore>, mut rng: rand::rngs::StdRng) {
+        let backoff = Backoff::new(RETRY_BASE, RETRY_MAX).unwrap_or(Backoff::REQUEST);
+        let mut failures = 0_u32;
+        let jitter = rng.random::<f64>();
+        loop {
+            let now = self.clock.now();
+            let due = match store.get() {
+                Some(current) => now.as_secs() >= current.renew_at(jitter),
+                None => true,
+            };
+            if !due {
+                let until = store.get().map_or(0, |current| current.renew_at(jitter));
+                let wait = Duration::from_secs(until.saturating_sub(now.as_secs()));
+                tokio::time::sleep(wait.clamp(Duration::from_secs(1), CHECK_EVERY)).await;
+                continue;
+            }
+            match self.fetch(store.get().as_deref()).await {
+                Ok(identity) => {
+                    tracing::info!(
+                        identity = %self.id,
+                        serial = identity.serial,
+                        not_after = identity.not_after,
+                        "certificate received"
+                    );
+                    failures = 0;
+                    store.set(identity);
+                }
+                Err(error) => {
+                    let wait = backoff.wait(failures, &mut rng) + RETRY_BASE;
+                    failures = failures.saturating_add(1);
+                    tracing::warn!(%error, failures, retry_in = ?wait, "no new certificate");
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    /// One request.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub async fn fetch(&self, current: Option<&Identity>) -> Result<Identity, SourceError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(self.id.as_str().try_into()?)];
+        let csr_pem = params.serialize_request(&key)?.pem()?;
+        let now = self.clock.now();
+        let expired = current.is_none_or(|current| current.not_after <= now.as_secs());
+        let token = match &self.token_file {
+            Some(path) if expired => {
+                tokio::fs::read_to_string(path)
+                    .await
+                    .map_err(|error| SourceError::File {
+                        path: path.clone(),
+                        error,
+                    })?
+            }
+            _ => String::new(),
+        };
+        let channel = Endpoint::from_static("http://control-plane")
+            .timeout(REQUEST_TIMEOUT)
+            .connect_with_connector(self.connector.clone())
+            .await?;
+        let answer = CertificateServiceClient::new(channel)
+            .create_certificate(CreateCertificateRequest {
+                csr_pem,
+                token: token.trim().to_owned(),
+                validity: None,
+            })
+            .await
+            .map_err(|status| SourceError::Refused(Box::new(status)))?
+            .into_inner();
+        Ok(Identity::from_pem(
+            &answer.cert_chain_pem,
+            &key.serialize_pem(),
+            &answer.trust_bundle_pem,
+            Some(&self.id),
+            self.clock.now(),
+        )?)
+    }
+}
+
+/// Reads certificate, key and bundle from files, again whenever they change.
+#[derive(Debug)]
+pub struct FileSource {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub ca: PathBuf,
+    pub clock: WallClock,
+}
+
+impl FileSource {
+    /// Reads the files once.
+    ///
+    /// # Errors
+    /// When one cannot be read, or they make no usable identity.
+    pub async fn load(&self) -> Result<Identity, SourceError> {
+        let read = async |path: &PathBuf| {
+            tokio::fs::read_to_string(path)
+                .await
+                .map_err(|error| SourceError::File {
+                    path: path.clone(),
+                    error,
+                })
+        };
+        let (cert, key, ca) = (
+            read(&self.cert).await?,
+            read(&self.key).await?,
+            read(&self.ca).await?,
+        );
+        Ok(Identity::from_pem(
+            &cert,
+            &key,
+            &ca,
+            None,
+            self.clock.now(),
+        )?)
+    }
+
+    /// Loads again every now and then; a set that is broken or half-written is reported and the old
+    /// one kept.
+    pub async fn run(self, store: Arc<IdentityStore>) {
+        loop {
+            tokio::time::sleep(CHECK_EVERY).await;
+            match self.load().await {
+                Ok(new) => {
+                    let same =
+                        |old: &Identity| old.serial == new.serial && old.roots_pem == new.roots_pem;
+                    if !store.get().is_some_and(|old| same(&old)) {
+                        tracing::info!(serial = new.serial, "certificate files changed");
+                        store.set(new);
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "certificate files not taken"),
+            }
+        }
+    }
+}
