@@ -8,6 +8,7 @@ pub mod drain;
 pub mod fault;
 pub mod http;
 pub mod net;
+pub mod policy;
 pub mod route;
 pub mod tcp;
 pub mod tls;
