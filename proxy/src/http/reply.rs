@@ -207,8 +207,8 @@ impl<'a> LocalReply<'a> {
     }
 }
 
-/// An answer that configuration asked for (`direct_response`): its status and body; for gRPC callers
-/// a trailers-only block whose code follows from the status and whose message is the body.
+/// An answer that configuration asked for (`direct_response`): its status and body; for gRPC
+/// callers a trailers-only block whose code follows from the status and whose message is the body.
 #[must_use]
 pub fn direct(status: StatusCode, body: &Bytes, caller: &Caller) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());

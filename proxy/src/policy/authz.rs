@@ -2,15 +2,15 @@
 //!
 //! *Raw connections and rules about HTTP.* A connection that is not HTTP has no method, path or
 //! headers, so a condition on them is neither true nor false but unknown, and unknown is carried
-//! through `and`, `or` and `not` (Kleene's logic). An ALLOW policy matches only what it is sure of;
-//! a DENY policy also matches what it cannot rule out. This is what Istio documents (HTTP-only rules
-//! on TCP ports: an ALLOW never opens the port, a DENY closes it for whoever its other conditions
-//! describe), and it holds under negation, where taking unknown for false would let
+//! through `and`, `or` and `not` (Kleene's logic). An ALLOW policy matches only what it is sure
+//! of; a DENY policy also matches what it cannot rule out. This is what Istio documents (HTTP-only
+//! rules on TCP ports: an ALLOW never opens the port, a DENY closes it for whoever its other
+//! conditions describe), and it holds under negation, where taking unknown for false would let
 //! `not path=/admin` admit every opaque byte.
 //!
-//! *Paths.* Requests are judged on the normal form of their path, which is also what is forwarded. If
-//! a generous server could read that form differently (`/public/..%2Fadmin`), the request has to be
-//! allowed under that reading too ([`path`]).
+//! *Paths.* Requests are judged on the normal form of their path, which is also what is forwarded.
+//! If a generous server could read that form differently (`/public/..%2Fadmin`), the request has
+//! to be allowed under that reading too ([`path`]).
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -208,8 +208,11 @@ fn and(left: Truth, right: impl FnOnce() -> Truth) -> Truth {
 }
 
 fn all<T>(list: &[T], eval: impl Fn(&T) -> Truth) -> Truth {
-    list.iter()
-        .fold(Some(true), |so_far, one| and(so_far, || eval(one)))
+    let mut so_far = Some(true);
+    for one in list {
+        so_far = and(so_far, || eval(one));
+    }
+    so_far
 }
 
 /// By De Morgan: not all are false.

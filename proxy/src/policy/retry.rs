@@ -1,21 +1,21 @@
 //! Whether a try that failed is made again.
 //!
-//! Two questions, and both have to be answered with yes. *Is the outcome one to try again for?* The
-//! route's [`RetryPolicy`] says so in Envoy's words. *May the request be sent again?* That follows
-//! from what can have happened to it:
+//! Two questions, and both have to be answered with yes. *Is the outcome one to try again for?*
+//! The route's [`RetryPolicy`] says so in Envoy's words. *May the request be sent again?* That
+//! follows from what can have happened to it:
 //!
 //! - The peer cannot have processed it ([`Resend::Safe`]: connect or handshake failure, refused
-//!   stream, GOAWAY; or nothing of it was written): any method, whatever the policy's words, as long
-//!   as it allows retries at all.
-//! - The peer may have acted on it (reset, closed, no answer in time): idempotent methods (RFC 9110
-//!   §9.2.2), or any if the policy opts in with `allow_non_idempotent`. Words such as `5xx` that cover
-//!   a reset in Envoy are not such an opt-in: a POST is never run twice by accident.
-//! - The peer answered with a status that the policy names (`5xx`, `gateway-error`, `retriable-4xx`,
-//!   status codes, gRPC codes): any method, since naming the answer is the operator's word that it is
-//!   safe to ask again. The standard policy names none.
+//!   stream, GOAWAY; or nothing of it was written): any method, whatever the policy's words, as
+//!   long as it allows retries at all.
+//! - The peer may have acted on it (reset, closed, no answer in time): idempotent methods (RFC
+//!   9110 §9.2.2), or any if the policy opts in with `allow_non_idempotent`. Words such as `5xx`
+//!   that cover a reset in Envoy are not such an opt-in: a POST is never run twice by accident.
+//! - The peer answered with a status that the policy names (`5xx`, `gateway-error`,
+//!   `retriable-4xx`, status codes, gRPC codes): any method, since naming the answer is the
+//!   operator's word that it is safe to ask again. The standard policy names none.
 //!
-//! What has begun to go to the client, and a body that is no longer at hand, cannot be tried again.
-//! Budget and limits are asked afterwards, by whoever holds the cluster.
+//! What has begun to go to the client, and a body that is no longer at hand, cannot be tried
+//! again. Budget and limits are asked afterwards, by whoever holds the cluster.
 
 use std::time::Duration;
 
@@ -267,8 +267,8 @@ fn asked_wait(
     }
 }
 
-/// The policy's back-off, except that another endpoint is tried at once the first time when this one
-/// never saw the request.
+/// The policy's back-off, except that another endpoint is tried at once the first time when this
+/// one never saw the request.
 fn wait(
     policy: &RetryPolicy,
     tried: &Tried<'_>,

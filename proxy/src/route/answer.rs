@@ -72,9 +72,9 @@ fn location(redirect: &Redirect, matcher: &PathMatch, request: &RequestView<'_>)
     Some(format!("{scheme}://{authority}{slash}{path}{query}"))
 }
 
-/// Host and port of a redirect. Without a configured host it is the request's; its port is kept only
-/// while the scheme stays, since the port of one scheme is not that of another (Gateway API: a new
-/// scheme means its well-known port). A port that the scheme implies is not written.
+/// Host and port of a redirect. Without a configured host it is the request's; its port is kept
+/// only while the scheme stays, since the port of one scheme is not that of another (Gateway API:
+/// a new scheme means its well-known port). A port that the scheme implies is not written.
 fn authority(redirect: &Redirect, scheme: &str, request: &RequestView<'_>) -> String {
     let (own_host, own_port) = split_port(request.authority)
         .map_or((request.authority, None), |(host, port)| (host, Some(port)));

@@ -85,8 +85,8 @@ fn change(headers: &mut HeaderMap, remove: &[HeaderName], add: &[HeaderAdd], var
 }
 
 /// Fields that frame a message or belong to one connection (RFC 9110 §7.6.1, RFC 9112 §6), and the
-/// host, which has a rewrite of its own: the codec alone writes these. The decoder refuses them; this
-/// is the second line.
+/// host, which has a rewrite of its own: the codec alone writes these. The decoder refuses them;
+/// this is the second line.
 fn protected(name: &HeaderName) -> bool {
     [
         header::HOST,

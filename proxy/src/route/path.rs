@@ -6,8 +6,9 @@
 //! 2. *The normal form* ([`normalize`]): RFC 3986 §6.2.2, that is, unreserved characters are not
 //!    percent-encoded, hex digits are upper case, `.` and `..` segments are resolved. Routes and
 //!    authorization look at this form, and it is what is forwarded, so what was decided on is what
-//!    the application sees. By the RFC both spellings name the same resource; a path already in this
-//!    form, which is nearly every path, is forwarded byte for byte. The query is never touched.
+//!    the application sees. By the RFC both spellings name the same resource; a path already in
+//!    this form, which is nearly every path, is forwarded byte for byte. The query is never
+//!    touched.
 //! 3. *The lenient form* ([`lenient`]): how a generous server may read the normal form: `%2F` and
 //!    `%5C` decoded, `\` as `/`, repeated slashes as one, `..;x` as `..`, and nothing after a `#`.
 //!    These spellings are *not* equivalent by the RFC, so the form is neither routed on nor
@@ -146,8 +147,8 @@ fn resolve_dots<'p>(path: &'p str, read: impl Fn(&'p str) -> &'p str) -> String 
     out
 }
 
-/// `text` with every valid `%XY` decoded; bytes that are then no UTF-8 become U+FFFD. Used for query
-/// parameters, where `+` stays `+`.
+/// `text` with every valid `%XY` decoded; bytes that are then no UTF-8 become U+FFFD. Used for
+/// query parameters, where `+` stays `+`.
 #[must_use]
 pub(crate) fn decode(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {

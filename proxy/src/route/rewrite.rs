@@ -6,8 +6,8 @@ use regex::Regex;
 use super::{host::split_port, matcher::rest_after, table::RouteHit};
 use crate::config::route::{HostRewrite, PathMatch, PathRewrite};
 
-/// A path may grow this much by a rewrite and not more; past it the rewrite is not done. Envoy's and
-/// our limit for a request head is 60 KiB.
+/// A path may grow this much by a rewrite and not more; past it the rewrite is not done. Envoy's
+/// and our limit for a request head is 60 KiB.
 const MAX_PATH: usize = 60 << 10;
 
 /// What `host` / `:authority` becomes.
@@ -86,10 +86,10 @@ pub(super) fn split_query(path_and_query: &str) -> (&str, &str) {
 /// no prefix of the path.
 ///
 /// Envoy pastes texts together. Whole path elements are joined as the Gateway API wants it, with
-/// exactly one slash at the seam: `/foo/bar` under prefix `/foo` becomes `/xyz/bar` with `/xyz` and
-/// `/xyz/` alike, and `/foo` becomes `/xyz`. That also holds for a plain prefix that ends in a slash
-/// or is followed by one. A plain prefix that ends inside an element is pasted: `/foobar` under
-/// `/foo` becomes `/xyzbar`.
+/// exactly one slash at the seam: `/foo/bar` under prefix `/foo` becomes `/xyz/bar` with `/xyz`
+/// and `/xyz/` alike, and `/foo` becomes `/xyz`. That also holds for a plain prefix that ends in a
+/// slash or is followed by one. A plain prefix that ends inside an element is pasted: `/foobar`
+/// under `/foo` becomes `/xyzbar`.
 pub(super) fn replace_prefix(matcher: &PathMatch, path: &str, new: &str) -> Option<String> {
     let (rest, at_boundary) = match matcher {
         PathMatch::Prefix { text, ignore_case } => {
@@ -118,8 +118,8 @@ pub(super) fn replace_prefix(matcher: &PathMatch, path: &str, new: &str) -> Opti
     (joined.len() <= MAX_PATH).then_some(joined)
 }
 
-/// Replaces every match of `pattern`; `\1` to `\9` in the substitution are its groups, `\0` the whole
-/// match and `\\` a backslash (RE2, and so Envoy).
+/// Replaces every match of `pattern`; `\1` to `\9` in the substitution are its groups, `\0` the
+/// whole match and `\\` a backslash (RE2, and so Envoy).
 pub(super) fn replace_regex(pattern: &Regex, substitution: &str, path: &str) -> Option<String> {
     let mut out = String::with_capacity(path.len() + substitution.len());
     let mut end = 0;

@@ -58,8 +58,9 @@ impl RouteTable {
         &self.config
     }
 
-    /// The first route that matches, and the cluster drawn for this request. The view's path should
-    /// be in normal form ([`super::path::normalize`]); `grpc` is whether the request is a gRPC call.
+    /// The first route that matches, and the cluster drawn for this request. The view's path
+    /// should be in normal form ([`super::path::normalize`]); `grpc` is whether the request is a
+    /// gRPC call.
     ///
     /// # Errors
     /// [`NoRoute`] says what was not found.
@@ -203,8 +204,8 @@ fn draw_arm(arms: &[WeightedCluster], rng: &mut impl rand::Rng) -> Option<usize>
 /// Up to so many routes comparing one after another is as fast as looking them up.
 const INDEX_FROM: usize = 9;
 
-/// Routes by what their path begins with, so that a host with thousands of them stays cheap. It only
-/// narrows down: what it yields is compared in full, in the order of configuration.
+/// Routes by what their path begins with, so that a host with thousands of them stays cheap. It
+/// only narrows down: what it yields is compared in full, in the order of configuration.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     /// Exact paths, case-sensitive.
