@@ -81,6 +81,26 @@ pub fn from_http(http: StatusCode) -> u32 {
     }
 }
 
+/// The HTTP status closest to a gRPC code (`google.rpc.Code`), for callers that do not speak gRPC.
+#[must_use]
+pub fn to_http(code: u32) -> StatusCode {
+    let number = match code {
+        code::OK => 200,
+        code::CANCELLED => 499,
+        3 | 9 | 11 => 400,
+        code::DEADLINE_EXCEEDED => 504,
+        5 => 404,
+        6 | 10 => 409,
+        code::PERMISSION_DENIED => 403,
+        code::RESOURCE_EXHAUSTED => 429,
+        code::UNIMPLEMENTED => 501,
+        code::UNAVAILABLE => 503,
+        code::UNAUTHENTICATED => 401,
+        _ => 500,
+    };
+    StatusCode::from_u16(number).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
 /// `text` as a `grpc-message`: all but printable ASCII, and `%` itself, percent-encoded byte by
 /// byte. At most `limit` bytes of `text` are taken, cut between characters.
 #[must_use]
@@ -170,6 +190,26 @@ mod tests {
         for (http, grpc) in table {
             let status = StatusCode::from_u16(http).expect("a status");
             assert_eq!(from_http(status), grpc, "{http}");
+        }
+    }
+
+    #[test]
+    fn codes_have_a_nearest_http_status() {
+        for (code, http) in [
+            (0, 200),
+            (1, 499),
+            (4, 504),
+            (5, 404),
+            (13, 500),
+            (14, 503),
+            (99, 500),
+        ] {
+            assert_eq!(to_http(code), http, "{code}");
+        }
+        // Those that HTTP tells apart come back as they were.
+        for code in [7, 12, 14, 16] {
+            let again = from_http(to_http(code));
+            assert_eq!(again, if code == 12 { 2 } else { code });
         }
     }
 

@@ -3,4 +3,7 @@
 //! it out is left to the data path, so that each can be tested without a socket or a clock.
 
 pub mod authz;
+pub mod deadline;
+pub mod fault_injection;
+pub mod ratelimit;
 pub mod retry;
