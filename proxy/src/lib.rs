@@ -9,6 +9,7 @@ pub mod fault;
 pub mod http;
 pub mod net;
 pub mod policy;
+pub mod pool;
 pub mod route;
 pub mod tcp;
 pub mod tls;

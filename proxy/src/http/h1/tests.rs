@@ -1,0 +1,1 @@
+//! Raw bytes in and out, split at every place.

@@ -1,0 +1,162 @@
+//! Kept HTTP/1.1 connections. The most recently used is taken first, so that surplus ones age out.
+
+use std::{
+    sync::Arc,
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Admit, ConnectError, Dialed, Key, Permit, Pool, Target, Timings, Wire};
+use crate::{
+    config::SpiffeId,
+    http::h1::{ClientConn, Limits},
+    net::BoxIo,
+};
+
+/// Idle connections kept to one endpoint by one worker; more are closed as they come back.
+const MAX_IDLE: usize = 256;
+
+/// What belongs to a connection besides its codec.
+struct Facts {
+    key: Key,
+    peer: Option<SpiffeId>,
+    permit: Permit,
+    served: u32,
+    idle_timeout: Option<Duration>,
+    max_requests: Option<u32>,
+}
+
+/// A connection that waits for its next request.
+pub(super) struct Idle {
+    conn: ClientConn<BoxIo>,
+    facts: Facts,
+    since: Instant,
+}
+
+impl Idle {
+    /// Whether it is still good: not too old, not closed or written to by the peer meanwhile
+    /// (RT-02: a FIN that is already here is seen before the request is sent).
+    pub(super) fn keep(&mut self, now: Instant) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let limit = self.facts.idle_timeout;
+        limit.is_none_or(|limit| now.duration_since(self.since) < limit)
+            && self.conn.poll_idle_closed(&mut cx).is_pending()
+    }
+}
+
+/// A connection lent to one request.
+pub struct Http1Lease {
+    pub conn: ClientConn<BoxIo>,
+    /// It has served requests before, so that the peer may be closing it at this moment.
+    pub reused: bool,
+    pub timings: Timings,
+    facts: Facts,
+    pool: Arc<Pool>,
+}
+
+impl std::fmt::Debug for Http1Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Http1Lease")
+            .field("reused", &self.reused)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Http1Lease {
+    /// Who the other side is.
+    #[must_use]
+    pub const fn peer(&self) -> Option<&SpiffeId> {
+        self.facts.peer.as_ref()
+    }
+
+    /// Ends the loan: the connection is kept if it can serve another request, closed otherwise.
+    pub fn give_back(self, now: Instant) {
+        let Self {
+            mut conn,
+            mut facts,
+            pool,
+            ..
+        } = self;
+        facts.served += 1;
+        let worn = facts.max_requests.is_some_and(|max| facts.served >= max);
+        if worn || !conn.is_reusable() {
+            return;
+        }
+        conn.rest();
+        pool.with_entry(facts.key, |entry| {
+            if entry.http1.len() < MAX_IDLE {
+                entry.http1.push(Idle {
+                    conn,
+                    facts,
+                    since: now,
+                });
+            }
+        });
+    }
+
+    /// The raw stream after a protocol switch, with what was read beyond it and the permit that
+    /// must live as long.
+    #[must_use]
+    pub fn into_raw(self) -> (BoxIo, bytes::Bytes, Permit) {
+        let (io, rest) = self.conn.into_parts();
+        (io, rest, self.facts.permit)
+    }
+}
+
+impl Pool {
+    /// A connection that speaks HTTP/1.1, kept or new; `fresh` asks for a new one.
+    ///
+    /// # Errors
+    /// When none can be had.
+    pub async fn http1(
+        self: &Arc<Self>,
+        target: &Target,
+        admit: &dyn Admit,
+        fresh: bool,
+    ) -> Result<Http1Lease, ConnectError> {
+        let key = Key::of(target);
+        let now = Instant::now();
+        let kept = || {
+            self.with_entry(key, |entry| {
+                loop {
+                    let mut idle = entry.http1.pop()?;
+                    if idle.keep(now) {
+                        return Some(idle);
+                    }
+                }
+            })
+        };
+        if !fresh && let Some(idle) = kept() {
+            return Ok(Http1Lease {
+                conn: idle.conn,
+                reused: true,
+                timings: Timings::default(),
+                facts: idle.facts,
+                pool: Arc::clone(self),
+            });
+        }
+        let permit = admit.admit()?;
+        let Dialed {
+            io,
+            peer,
+            timings,
+            permit,
+        } = self.dial(target, Wire::Http1, permit).await?;
+        Ok(Http1Lease {
+            conn: ClientConn::new(io, Limits::default()),
+            reused: false,
+            timings,
+            facts: Facts {
+                key,
+                peer,
+                permit,
+                served: 0,
+                idle_timeout: target.idle_timeout,
+                max_requests: target.max_requests,
+            },
+            pool: Arc::clone(self),
+        })
+    }
+}

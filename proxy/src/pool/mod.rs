@@ -1,0 +1,163 @@
+//! Upstream connections, one pool a worker. A connection belongs to an endpoint, a protocol and a
+//! TLS setting; it is never lent to a request that asks for other ones.
+//!
+//! Limits: connections per cluster by the permit that the caller brings ([`Admit`]), streams per
+//! HTTP/2 connection by [`MAX_STREAMS_PER_CONNECTION`] and by what the peer allows, idle life by
+//! the cluster's idle time-out.
+
+mod dial;
+mod http1;
+mod http2;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+pub use dial::{ConnectError, Dialed, Timings};
+pub use http1::Http1Lease;
+pub use http2::Http2Lease;
+
+use crate::{
+    config::{cluster::H2Keepalive, tls::ClientTls},
+    fault::Fault,
+    net::Dialer,
+    tls::ClientTlsCache,
+};
+
+/// More streams than this open another connection: one TCP connection's losses and one core's
+/// codec are then not everybody's.
+pub const MAX_STREAMS_PER_CONNECTION: usize = 100;
+/// How often idle connections are looked at.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// A place to connect to.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Tells endpoints apart even when an address is used again by another one (LB-01).
+    pub endpoint: u64,
+    pub address: SocketAddr,
+    pub tls: Option<Arc<ClientTls>>,
+    pub connect_timeout: Duration,
+    pub idle_timeout: Option<Duration>,
+    pub max_requests: Option<u32>,
+    pub h2_keepalive: Option<H2Keepalive>,
+}
+
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wire {
+    Http1,
+    Http2,
+    Tcp,
+}
+
+/// Held as long as the connection lives; dropping it gives the cluster's limit back.
+pub type Permit = Box<dyn Send + Sync>;
+
+/// Asks the cluster's limits for one more connection.
+pub trait Admit: Send + Sync {
+    /// # Errors
+    /// The limit that was hit.
+    fn admit(&self) -> Result<Permit, Fault>;
+}
+
+impl<F: Fn() -> Result<Permit, Fault> + Send + Sync> Admit for F {
+    fn admit(&self) -> Result<Permit, Fault> {
+        self()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    endpoint: u64,
+    tls: usize,
+}
+
+impl Key {
+    fn of(target: &Target) -> Self {
+        let tls = target.tls.as_ref();
+        Self {
+            endpoint: target.endpoint,
+            tls: tls.map_or(0, |tls| Arc::as_ptr(tls).addr()),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Entry {
+    http1: Vec<http1::Idle>,
+    http2: http2::Connections,
+}
+
+/// One worker's connections.
+pub struct Pool {
+    dialer: Dialer,
+    tls: Arc<ClientTlsCache>,
+    entries: Mutex<HashMap<Key, Entry>>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    /// An empty pool.
+    #[must_use]
+    pub fn new(dialer: Dialer, tls: Arc<ClientTlsCache>) -> Arc<Self> {
+        Arc::new(Self {
+            dialer,
+            tls,
+            entries: Mutex::default(),
+        })
+    }
+
+    fn with_entry<T>(&self, key: Key, act: impl FnOnce(&mut Entry) -> T) -> T {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        act(entries.entry(key).or_default())
+    }
+
+    /// Closes what has been idle for too long or was closed by the peer, for as long as it runs.
+    pub async fn sweep_forever(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(SWEEP_EVERY).await;
+            self.sweep(Instant::now());
+        }
+    }
+
+    /// Closes what has been idle for too long or was closed by the peer.
+    pub fn sweep(&self, now: Instant) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|_, entry| {
+            entry.http1.retain_mut(|idle| idle.keep(now));
+            if entry.http1.is_empty() {
+                entry.http1 = Vec::new();
+            }
+            entry.http2.sweep(now);
+            !entry.http1.is_empty() || !entry.http2.is_empty()
+        });
+    }
+
+    /// Closes the idle connections to endpoints that are gone, and takes the others out of use once
+    /// their requests have ended.
+    pub fn retire(&self, gone: impl Fn(u64) -> bool) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|key, _| !gone(key.endpoint));
+    }
+
+    /// A connection for opaque bytes, never shared and never kept.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub async fn tcp(&self, target: &Target, admit: &dyn Admit) -> Result<Dialed, ConnectError> {
+        let permit = admit.admit()?;
+        self.dial(target, Wire::Tcp, permit).await
+    }
+}
