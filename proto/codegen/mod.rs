@@ -56,7 +56,8 @@ pub(crate) fn generate() -> Result<Files, Box<dyn Error>> {
     Ok(files)
 }
 
-/// prost-build names the file of package `envoy.type.v3` `envoy.r#type.v3.rs`; we want no `r#` there.
+/// prost-build names the file of package `envoy.type.v3` `envoy.r#type.v3.rs`; we want no `r#`
+/// there.
 fn without_raw_identifiers(files: Files) -> Result<Files, Box<dyn Error>> {
     let mut renamed = BTreeMap::new();
     for (name, content) in files {

@@ -5,16 +5,16 @@ use std::sync::OnceLock;
 use prost::Name;
 use prost_reflect::{DescriptorPool, MessageDescriptor};
 
-/// An encoded `google.protobuf.FileDescriptorSet` of all `.proto` files and the well-known types that
-/// they use; gRPC reflection serves it.
+/// An encoded `google.protobuf.FileDescriptorSet` of all `.proto` files and the well-known types
+/// that they use; gRPC reflection serves it.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/descriptors.bin");
 
 /// [`FILE_DESCRIPTOR_SET`], decoded once.
 pub fn pool() -> &'static DescriptorPool {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     POOL.get_or_init(|| {
-        // The bytes are part of the program, and a test decodes them; were they ever damaged, an empty
-        // pool makes every lookup fail with "no descriptor" instead of ending the process.
+        // The bytes are part of the program, and a test decodes them; were they ever damaged, an
+        // empty pool makes every lookup fail with "no descriptor" instead of ending the process.
         DescriptorPool::decode(FILE_DESCRIPTOR_SET).unwrap_or_default()
     })
 }

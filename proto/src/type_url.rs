@@ -53,8 +53,6 @@ type_urls! {
     MAGLEV = "envoy.extensions.load_balancing_policies.maglev.v3.Maglev";
     PICK_FIRST = "envoy.extensions.load_balancing_policies.pick_first.v3.PickFirst";
     WRR_LOCALITY = "envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality";
-    CLIENT_SIDE_WEIGHTED_ROUND_ROBIN =
-        "envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin";
     FILE_ACCESS_LOG = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
     STDOUT_ACCESS_LOG = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
     STDERR_ACCESS_LOG = "envoy.extensions.access_loggers.stream.v3.StderrAccessLog";
@@ -65,6 +63,8 @@ type_urls! {
         "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig";
     TYPED_STRUCT = "xds.type.v3.TypedStruct";
     UDPA_TYPED_STRUCT = "udpa.type.v1.TypedStruct";
+    ISTIO_ALPN = "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig";
+    ISTIO_STATS = "stats.PluginConfig";
     BREAKER = "outrigger.extensions.v1.Breaker";
     PEAK_EWMA = "outrigger.extensions.v1.PeakEwma";
 }

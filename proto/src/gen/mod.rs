@@ -308,6 +308,21 @@ pub mod google {
         include!("google.rpc.rs");
     }
 }
+pub mod istio {
+    pub mod envoy {
+        pub mod config {
+            pub mod filter {
+                pub mod http {
+                    pub mod alpn {
+                        pub mod v2alpha1 {
+                            include!("istio.envoy.config.filter.http.alpn.v2alpha1.rs");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
 pub mod outrigger {
     pub mod extensions {
         pub mod v1 {
@@ -319,6 +334,9 @@ pub mod outrigger {
             include!("outrigger.identity.v1.rs");
         }
     }
+}
+pub mod stats {
+    include!("stats.rs");
 }
 pub mod udpa {
     pub mod r#type {
