@@ -202,6 +202,7 @@ mod tests {
                 ("CART.Shop.example.com", Some("4")),
                 ("web.shop.example.com", Some("3")),
                 ("x.example.com", Some("2")),
+                ("cart.example.com", Some("2")),
                 (".example.com", Some("0")),
                 ("cart.shop.test", Some("5")),
                 ("cart.test", Some("1")),
