@@ -1,6 +1,6 @@
 //! HTTP as a proxy needs it: codecs, what the messages mean, and the answers that the proxy makes
-//! itself. HTTP/1.1 is our own ([`h1`]), HTTP/2 the `h2` crate's, and [`Downstream`] is one face for
-//! both towards the client.
+//! itself. HTTP/1.1 is our own ([`h1`]), HTTP/2 the `h2` crate's, and [`Downstream`] is one face
+//! for both towards the client.
 //!
 //! Inside the proxy a request head has one form, whatever it came in: the target is in origin form
 //! in the URI, the authority stands in the `host` field, hop-by-hop fields are gone. The encoders

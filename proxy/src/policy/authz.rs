@@ -10,7 +10,8 @@
 //!
 //! *Paths.* Requests are judged on the normal form of their path, which is also what is forwarded.
 //! If a generous server could read that form differently (`/public/..%2Fadmin`), the request has
-//! to be allowed under that reading too ([`path`]).
+//! to be allowed under that reading too ([`path`]). So a rule that allows exactly `/a%2Fb` has to
+//! allow `/a/b` as well to be of use; prefixes need no such care.
 
 use std::{
     net::{IpAddr, SocketAddr},
