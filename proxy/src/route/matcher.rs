@@ -55,25 +55,27 @@ pub(super) fn rest_after<'p>(path: &'p str, prefix: &str, ignore_case: bool) -> 
     same.then_some(rest)
 }
 
-/// The first value of a query parameter, decoded. A parameter without `=` has an empty value.
-pub(super) fn query_value<'q>(
-    view: &RequestView<'q>,
-    name: &str,
-) -> Option<std::borrow::Cow<'q, str>> {
+/// The first value of a query parameter, as written. Its name is found as written or
+/// percent-encoded; a parameter without `=` has an empty value.
+pub(super) fn query_value<'q>(view: &RequestView<'q>, name: &str) -> Option<&'q str> {
     let (_, query) = view.path_and_query.split_once('?')?;
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (!pair.is_empty() && decode(key) == name).then(|| decode(value))
+        (!pair.is_empty() && (key == name || decode(key) == name)).then_some(value)
     })
 }
 
+/// A value matches as it is written, which is all that Envoy looks at, or as what it stands for,
+/// which is what people mean: `a=x%20y` is `x y`.
 fn query_matches(conditions: &[QueryMatch], view: &RequestView<'_>) -> bool {
     conditions.iter().all(|condition| {
         let value = query_value(view, &condition.name);
         match (&condition.value, value) {
             (_, None) => false,
             (None, Some(_)) => true,
-            (Some(matcher), Some(value)) => matcher.matches(&value),
+            (Some(matcher), Some(value)) => {
+                matcher.matches(value) || matcher.matches(&decode(value))
+            }
         }
     })
 }

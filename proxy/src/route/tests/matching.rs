@@ -106,7 +106,7 @@ fn the_first_match_wins_and_all_conditions_count() {
 }
 
 #[test]
-fn query_parameters_match_decoded_and_the_first_counts() {
+fn query_parameters_match_raw_or_decoded_and_the_first_counts() {
     let query = |name: &str, value: Option<&str>| {
         let mut matcher = on(prefix("/"));
         matcher.query = vec![QueryMatch {
@@ -120,6 +120,8 @@ fn query_parameters_match_decoded_and_the_first_counts() {
         ("a", Some("1"), "/?b=2&a=1&a=2", true),
         ("a", Some("2"), "/?a=1&a=2", false),
         ("a", Some("x y"), "/?a=x%20y", true),
+        ("a", Some("x%20y"), "/?a=x%20y", true),
+        ("a", Some("x%20y"), "/?a=x y", false),
         ("a b", Some("1"), "/?a%20b=1", true),
         ("a", None, "/?a", true),
         ("a", Some(""), "/?a", true),
