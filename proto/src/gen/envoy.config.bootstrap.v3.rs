@@ -20,6 +20,7 @@ pub mod bootstrap {
         pub clusters: ::prost::alloc::vec::Vec<
             super::super::super::cluster::v3::Cluster,
         >,
+        /// Certificates and bundles that SDS configurations name.
         #[prost(message, repeated, tag = "3")]
         pub secrets: ::prost::alloc::vec::Vec<
             super::super::super::super::extensions::transport_sockets::tls::v3::Secret,

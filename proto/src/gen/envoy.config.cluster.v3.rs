@@ -15,12 +15,16 @@ pub mod circuit_breakers {
             tag = "1"
         )]
         pub priority: i32,
+        /// Absent: 1024.
         #[prost(message, optional, tag = "2")]
         pub max_connections: ::core::option::Option<u32>,
+        /// Absent: 1024.
         #[prost(message, optional, tag = "3")]
         pub max_pending_requests: ::core::option::Option<u32>,
+        /// Absent: 1024.
         #[prost(message, optional, tag = "4")]
         pub max_requests: ::core::option::Option<u32>,
+        /// Absent: 3. Not used where there is a retry_budget.
         #[prost(message, optional, tag = "5")]
         pub max_retries: ::core::option::Option<u32>,
         #[prost(bool, tag = "6")]
@@ -32,10 +36,12 @@ pub mod circuit_breakers {
     pub mod thresholds {
         #[derive(Clone, Copy, PartialEq, ::prost::Message)]
         pub struct RetryBudget {
+            /// Retries as a share of requests. Absent: 20 %.
             #[prost(message, optional, tag = "1")]
             pub budget_percent: ::core::option::Option<
                 super::super::super::super::super::r#type::v3::Percent,
             >,
+            /// Always allowed. Absent: 3.
             #[prost(message, optional, tag = "2")]
             pub min_retry_concurrency: ::core::option::Option<u32>,
             #[prost(message, optional, tag = "3")]
@@ -94,22 +100,29 @@ impl ::prost::Name for Filter {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OutlierDetection {
+    /// Absent: 5.
     #[prost(message, optional, tag = "1")]
     pub consecutive_5xx: ::core::option::Option<u32>,
+    /// Time between sweeps. Absent: 10 s.
     #[prost(message, optional, tag = "2")]
     pub interval: ::core::option::Option<::prost_types::Duration>,
+    /// Times the number of ejections so far. Absent: 30 s.
     #[prost(message, optional, tag = "3")]
     pub base_ejection_time: ::core::option::Option<::prost_types::Duration>,
+    /// Absent: 10.
     #[prost(message, optional, tag = "4")]
     pub max_ejection_percent: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "5")]
     pub enforcing_consecutive_5xx: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "6")]
     pub enforcing_success_rate: ::core::option::Option<u32>,
+    /// Absent: 5.
     #[prost(message, optional, tag = "7")]
     pub success_rate_minimum_hosts: ::core::option::Option<u32>,
+    /// Absent: 100.
     #[prost(message, optional, tag = "8")]
     pub success_rate_request_volume: ::core::option::Option<u32>,
+    /// In thousandths. Absent: 1900.
     #[prost(message, optional, tag = "9")]
     pub success_rate_stdev_factor: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "10")]
@@ -124,6 +137,7 @@ pub struct OutlierDetection {
     pub enforcing_consecutive_local_origin_failure: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "15")]
     pub enforcing_local_origin_success_rate: ::core::option::Option<u32>,
+    /// Absent: 85. Not enforced by default.
     #[prost(message, optional, tag = "16")]
     pub failure_percentage_threshold: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "17")]
@@ -134,6 +148,7 @@ pub struct OutlierDetection {
     pub failure_percentage_minimum_hosts: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "20")]
     pub failure_percentage_request_volume: ::core::option::Option<u32>,
+    /// Absent: 300 s, or base_ejection_time if that is longer.
     #[prost(message, optional, tag = "21")]
     pub max_ejection_time: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "22")]
@@ -159,10 +174,12 @@ pub struct Cluster {
     pub name: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
     pub eds_cluster_config: ::core::option::Option<cluster::EdsClusterConfig>,
+    /// Absent: 5 s.
     #[prost(message, optional, tag = "4")]
     pub connect_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "5")]
     pub per_connection_buffer_limit_bytes: ::core::option::Option<u32>,
+    /// Holds where load_balancing_policy is absent.
     #[prost(enumeration = "cluster::LbPolicy", tag = "6")]
     pub lb_policy: i32,
     #[prost(message, repeated, tag = "8")]
@@ -207,10 +224,12 @@ pub struct Cluster {
     pub close_connections_on_host_health_failure: bool,
     #[prost(bool, tag = "32")]
     pub ignore_health_on_host_removal: bool,
+    /// The endpoints, unless they come by EDS.
     #[prost(message, optional, tag = "33")]
     pub load_assignment: ::core::option::Option<
         super::super::endpoint::v3::ClusterLoadAssignment,
     >,
+    /// Under `envoy.extensions.upstreams.http.v3.HttpProtocolOptions`: which HTTP version to speak.
     #[prost(btree_map = "string, message", tag = "36")]
     pub typed_extension_protocol_options: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -220,10 +239,13 @@ pub struct Cluster {
     pub respect_dns_ttl: bool,
     #[prost(message, repeated, tag = "40")]
     pub filters: ::prost::alloc::vec::Vec<Filter>,
+    /// The first policy in the list that the client knows.
     #[prost(message, optional, tag = "41")]
     pub load_balancing_policy: ::core::option::Option<LoadBalancingPolicy>,
     #[prost(message, optional, tag = "42")]
     pub lrs_server: ::core::option::Option<super::super::core::v3::ConfigSource>,
+    /// The first whose match the endpoint's `envoy.transport_socket_match` metadata fulfils; else
+    /// transport_socket.
     #[prost(message, repeated, tag = "43")]
     pub transport_socket_matches: ::prost::alloc::vec::Vec<
         cluster::TransportSocketMatch,
@@ -456,10 +478,12 @@ pub mod cluster {
     pub struct SlowStartConfig {
         #[prost(message, optional, tag = "1")]
         pub slow_start_window: ::core::option::Option<::prost_types::Duration>,
+        /// Absent: 1, a linear ramp.
         #[prost(message, optional, tag = "2")]
         pub aggression: ::core::option::Option<
             super::super::super::core::v3::RuntimeDouble,
         >,
+        /// Absent: 10 %.
         #[prost(message, optional, tag = "3")]
         pub min_weight_percent: ::core::option::Option<
             super::super::super::super::r#type::v3::Percent,
@@ -493,6 +517,7 @@ pub mod cluster {
     }
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct LeastRequestLbConfig {
+        /// Endpoints compared. Absent: 2.
         #[prost(message, optional, tag = "1")]
         pub choice_count: ::core::option::Option<u32>,
         #[prost(message, optional, tag = "2")]
@@ -515,10 +540,12 @@ pub mod cluster {
     }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct RingHashLbConfig {
+        /// Absent: 1024.
         #[prost(message, optional, tag = "1")]
         pub minimum_ring_size: ::core::option::Option<u64>,
         #[prost(enumeration = "ring_hash_lb_config::HashFunction", tag = "3")]
         pub hash_function: i32,
+        /// Absent: 8 Mi.
         #[prost(message, optional, tag = "4")]
         pub maximum_ring_size: ::core::option::Option<u64>,
     }
@@ -573,6 +600,7 @@ pub mod cluster {
     }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct MaglevLbConfig {
+        /// A prime. Absent: 65537.
         #[prost(message, optional, tag = "1")]
         pub table_size: ::core::option::Option<u64>,
     }
@@ -612,10 +640,12 @@ pub mod cluster {
     }
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct CommonLbConfig {
+        /// With fewer healthy endpoints than this, all are used. Absent: 50 %. 0: never.
         #[prost(message, optional, tag = "1")]
         pub healthy_panic_threshold: ::core::option::Option<
             super::super::super::super::r#type::v3::Percent,
         >,
+        /// Absent: 1 s.
         #[prost(message, optional, tag = "4")]
         pub update_merge_window: ::core::option::Option<::prost_types::Duration>,
         #[prost(bool, tag = "5")]
@@ -724,9 +754,12 @@ pub mod cluster {
     #[repr(i32)]
     pub enum DiscoveryType {
         Static = 0,
+        /// Every address of the name is an endpoint.
         StrictDns = 1,
+        /// The first address of the name at the time of connecting.
         LogicalDns = 2,
         Eds = 3,
+        /// The address that the caller dialled.
         OriginalDst = 4,
     }
     impl DiscoveryType {

@@ -37,6 +37,7 @@ impl ::prost::Name for BuildVersion {
         "type.googleapis.com/envoy.config.core.v3.BuildVersion".into()
     }
 }
+/// Who asks: a stable id, and metadata that the control plane decides by.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Node {
     #[prost(string, tag = "1")]
@@ -76,11 +77,14 @@ impl ::prost::Name for Node {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Metadata {
+    /// Free data by reverse DNS name; `envoy.lb` and `envoy.transport_socket_match` select endpoints
+    /// and TLS.
     #[prost(btree_map = "string, message", tag = "1")]
     pub filter_metadata: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost_types::Struct,
     >,
+    /// The same with a type; `outrigger.breaker` holds an outrigger.extensions.v1.Breaker.
     #[prost(btree_map = "string, message", tag = "2")]
     pub typed_filter_metadata: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -205,10 +209,12 @@ impl ::prost::Name for HeaderValue {
 pub struct HeaderValueOption {
     #[prost(message, optional, tag = "1")]
     pub header: ::core::option::Option<HeaderValue>,
+    /// Older spelling: false means OVERWRITE_IF_EXISTS_OR_ADD. append_action holds where it is absent.
     #[prost(message, optional, tag = "2")]
     pub append: ::core::option::Option<bool>,
     #[prost(enumeration = "header_value_option::HeaderAppendAction", tag = "3")]
     pub append_action: i32,
+    /// Otherwise a header whose value comes out empty is not added.
     #[prost(bool, tag = "4")]
     pub keep_empty_value: bool,
 }
@@ -311,6 +317,7 @@ impl ::prost::Name for DataSource {
         "type.googleapis.com/envoy.config.core.v3.DataSource".into()
     }
 }
+/// How bytes travel: TLS, or plaintext. Where it is absent: plaintext.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TransportSocket {
     #[prost(string, tag = "1")]
@@ -338,6 +345,7 @@ impl ::prost::Name for TransportSocket {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RuntimeFractionalPercent {
+    /// The share that holds: there is no runtime here that would override it.
     #[prost(message, optional, tag = "1")]
     pub default_value: ::core::option::Option<
         super::super::super::r#type::v3::FractionalPercent,
@@ -540,6 +548,7 @@ impl ::prost::Name for EnvoyInternalAddress {
 pub struct SocketAddress {
     #[prost(enumeration = "socket_address::Protocol", tag = "1")]
     pub protocol: i32,
+    /// An IP address, or a host name where DNS is allowed.
     #[prost(string, tag = "2")]
     pub address: ::prost::alloc::string::String,
     #[prost(bool, tag = "6")]
@@ -668,6 +677,7 @@ impl ::prost::Name for Address {
 pub struct CidrRange {
     #[prost(string, tag = "1")]
     pub address_prefix: ::prost::alloc::string::String,
+    /// Absent means 0, that is every address.
     #[prost(message, optional, tag = "2")]
     pub prefix_len: ::core::option::Option<u32>,
 }
@@ -866,6 +876,7 @@ impl ::prost::Name for PathConfigSource {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ConfigSource {
+    /// How long to wait for a resource before it counts as not existing. Absent: 15 s. 0: for ever.
     #[prost(message, optional, tag = "4")]
     pub initial_fetch_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(enumeration = "ApiVersion", tag = "6")]
@@ -881,8 +892,10 @@ pub mod config_source {
     pub enum ConfigSourceSpecifier {
         #[prost(message, tag = "2")]
         ApiConfigSource(super::ApiConfigSource),
+        /// From the stream that everything comes from.
         #[prost(message, tag = "3")]
         Ads(super::AggregatedConfigSource),
+        /// From where the resource itself came from.
         #[prost(message, tag = "5")]
         Self_(super::SelfConfigSource),
         #[prost(message, tag = "8")]
@@ -899,7 +912,7 @@ impl ::prost::Name for ConfigSource {
         "type.googleapis.com/envoy.config.core.v3.ConfigSource".into()
     }
 }
-/// Declared without fields: only its presence is read, to refuse it.
+/// Declared without fields: what it says is not honoured, that it is there must be seen.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExtensionConfigSource {}
 impl ::prost::Name for ExtensionConfigSource {
@@ -961,14 +974,18 @@ pub struct HealthCheck {
     pub interval: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "3")]
     pub interval_jitter: ::core::option::Option<::prost_types::Duration>,
+    /// Failures in a row until the endpoint is unhealthy; an HTTP answer that is not retriable is
+    /// enough by itself.
     #[prost(message, optional, tag = "4")]
     pub unhealthy_threshold: ::core::option::Option<u32>,
+    /// Successes in a row until it is healthy again; at the start one is enough.
     #[prost(message, optional, tag = "5")]
     pub healthy_threshold: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "6")]
     pub alt_port: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "7")]
     pub reuse_connection: ::core::option::Option<bool>,
+    /// Used while the cluster never had traffic. Absent: 60 s.
     #[prost(message, optional, tag = "12")]
     pub no_traffic_interval: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "14")]
@@ -1029,6 +1046,7 @@ pub mod health_check {
         pub request_headers_to_remove: ::prost::alloc::vec::Vec<
             ::prost::alloc::string::String,
         >,
+        /// Half-open ranges. None: 200 only.
         #[prost(message, repeated, tag = "9")]
         pub expected_statuses: ::prost::alloc::vec::Vec<
             super::super::super::super::r#type::v3::Int64Range,
@@ -1217,12 +1235,16 @@ impl ::prost::Name for UpstreamHttpProtocolOptions {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HttpProtocolOptions {
+    /// A connection without a request is closed after this time. Absent: 1 h. 0: never.
     #[prost(message, optional, tag = "1")]
     pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
+    /// Absent: 100.
     #[prost(message, optional, tag = "2")]
     pub max_headers_count: ::core::option::Option<u32>,
+    /// A connection is drained when it is this old.
     #[prost(message, optional, tag = "3")]
     pub max_connection_duration: ::core::option::Option<::prost_types::Duration>,
+    /// A request is reset when it is this old.
     #[prost(message, optional, tag = "4")]
     pub max_stream_duration: ::core::option::Option<::prost_types::Duration>,
     #[prost(
@@ -1386,10 +1408,13 @@ impl ::prost::Name for KeepaliveSettings {
 pub struct Http2ProtocolOptions {
     #[prost(message, optional, tag = "1")]
     pub hpack_table_size: ::core::option::Option<u32>,
+    /// Absent: 1024.
     #[prost(message, optional, tag = "2")]
     pub max_concurrent_streams: ::core::option::Option<u32>,
+    /// Bytes. Absent: 16 MiB.
     #[prost(message, optional, tag = "3")]
     pub initial_stream_window_size: ::core::option::Option<u32>,
+    /// Bytes. Absent: 24 MiB.
     #[prost(message, optional, tag = "4")]
     pub initial_connection_window_size: ::core::option::Option<u32>,
     #[prost(bool, tag = "5")]

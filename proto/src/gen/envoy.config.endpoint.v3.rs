@@ -5,6 +5,7 @@ pub struct Endpoint {
     pub address: ::core::option::Option<super::super::core::v3::Address>,
     #[prost(message, optional, tag = "2")]
     pub health_check_config: ::core::option::Option<endpoint::HealthCheckConfig>,
+    /// What auto_host_rewrite makes the authority.
     #[prost(string, tag = "3")]
     pub hostname: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "4")]
@@ -67,6 +68,7 @@ pub struct LbEndpoint {
     pub health_status: i32,
     #[prost(message, optional, tag = "3")]
     pub metadata: ::core::option::Option<super::super::core::v3::Metadata>,
+    /// Absent: 1.
     #[prost(message, optional, tag = "4")]
     pub load_balancing_weight: ::core::option::Option<u32>,
     #[prost(oneof = "lb_endpoint::HostIdentifier", tags = "1, 5")]
@@ -92,7 +94,7 @@ impl ::prost::Name for LbEndpoint {
         "type.googleapis.com/envoy.config.endpoint.v3.LbEndpoint".into()
     }
 }
-/// Declared without fields: only its presence is read, to refuse it.
+/// Declared without fields: what it says is not honoured, that it is there must be seen.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LedsClusterLocalityConfig {}
 impl ::prost::Name for LedsClusterLocalityConfig {
@@ -111,8 +113,10 @@ pub struct LocalityLbEndpoints {
     pub locality: ::core::option::Option<super::super::core::v3::Locality>,
     #[prost(message, repeated, tag = "2")]
     pub lb_endpoints: ::prost::alloc::vec::Vec<LbEndpoint>,
+    /// gRPC passes over a locality without a weight.
     #[prost(message, optional, tag = "3")]
     pub load_balancing_weight: ::core::option::Option<u32>,
+    /// 0 is used first. Without gaps.
     #[prost(uint32, tag = "5")]
     pub priority: u32,
     #[prost(oneof = "locality_lb_endpoints::LbConfig", tags = "8")]
@@ -151,6 +155,8 @@ pub mod cluster_load_assignment {
     pub struct Policy {
         #[prost(message, repeated, tag = "2")]
         pub drop_overloads: ::prost::alloc::vec::Vec<policy::DropOverload>,
+        /// In percent: the healthy share of a priority counts this many hundredths. Absent: 140, so a
+        /// priority takes all of its load down to 72 % of health.
         #[prost(message, optional, tag = "3")]
         pub overprovisioning_factor: ::core::option::Option<u32>,
         #[prost(bool, tag = "6")]

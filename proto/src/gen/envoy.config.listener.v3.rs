@@ -41,6 +41,9 @@ impl ::prost::Name for Filter {
         "type.googleapis.com/envoy.config.listener.v3.Filter".into()
     }
 }
+/// All that is set must match. Where several chains match, the most specific wins, in this order:
+/// destination port, destination address, server name, transport protocol, application protocols,
+/// direct source address, source type, source address, source port.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FilterChainMatch {
     #[prost(message, repeated, tag = "3")]
@@ -57,10 +60,13 @@ pub struct FilterChainMatch {
     pub source_ports: ::prost::alloc::vec::Vec<u32>,
     #[prost(message, optional, tag = "8")]
     pub destination_port: ::core::option::Option<u32>,
+    /// `raw_buffer` or `tls`, as detected.
     #[prost(string, tag = "9")]
     pub transport_protocol: ::prost::alloc::string::String,
+    /// ALPN offered, or what the HTTP inspector found: `http/1.0`, `http/1.1`, `h2c`.
     #[prost(string, repeated, tag = "10")]
     pub application_protocols: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Exact, or `*.example.com` for any subdomain.
     #[prost(string, repeated, tag = "11")]
     pub server_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(enumeration = "filter_chain_match::ConnectionSourceType", tag = "12")]
@@ -134,6 +140,7 @@ pub struct FilterChain {
     >,
     #[prost(string, tag = "7")]
     pub name: ::prost::alloc::string::String,
+    /// How long the TLS handshake may take. 0: no limit.
     #[prost(message, optional, tag = "9")]
     pub transport_socket_connect_timeout: ::core::option::Option<
         ::prost_types::Duration,
@@ -204,6 +211,7 @@ impl ::prost::Name for ListenerFilterChainMatchPredicate {
 pub struct ListenerFilter {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// Where this matches, the filter is passed over.
     #[prost(message, optional, tag = "4")]
     pub filter_disabled: ::core::option::Option<ListenerFilterChainMatchPredicate>,
     #[prost(oneof = "listener_filter::ConfigType", tags = "3, 5")]
@@ -252,8 +260,10 @@ pub struct Listener {
     pub address: ::core::option::Option<super::super::core::v3::Address>,
     #[prost(message, repeated, tag = "3")]
     pub filter_chains: ::prost::alloc::vec::Vec<FilterChain>,
+    /// Hand a connection to the listener of the address that it was redirected from, if there is one.
     #[prost(message, optional, tag = "4")]
     pub use_original_dst: ::core::option::Option<bool>,
+    /// Absent: 1 MiB.
     #[prost(message, optional, tag = "5")]
     pub per_connection_buffer_limit_bytes: ::core::option::Option<u32>,
     #[prost(enumeration = "listener::DrainType", tag = "8")]
@@ -262,24 +272,30 @@ pub struct Listener {
     pub listener_filters: ::prost::alloc::vec::Vec<ListenerFilter>,
     #[prost(message, optional, tag = "10")]
     pub transparent: ::core::option::Option<bool>,
+    /// How long detection may take. Absent: 15 s. 0: no limit.
     #[prost(message, optional, tag = "15")]
     pub listener_filters_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(enumeration = "super::super::core::v3::TrafficDirection", tag = "16")]
     pub traffic_direction: i32,
+    /// When detection took too long: go on without a result instead of closing.
     #[prost(bool, tag = "17")]
     pub continue_on_listener_filters_timeout: bool,
+    /// For gRPC clients: no socket, an HTTP connection manager alone.
     #[prost(message, optional, tag = "19")]
     pub api_listener: ::core::option::Option<ApiListener>,
     #[prost(message, repeated, tag = "22")]
     pub access_log: ::prost::alloc::vec::Vec<super::super::accesslog::v3::AccessLog>,
+    /// Taken when no chain matches. Without it such connections are closed.
     #[prost(message, optional, tag = "25")]
     pub default_filter_chain: ::core::option::Option<FilterChain>,
+    /// False: no socket, connections are handed over by another listener.
     #[prost(message, optional, tag = "26")]
     pub bind_to_port: ::core::option::Option<bool>,
     #[prost(string, tag = "28")]
     pub stat_prefix: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "29")]
     pub enable_reuse_port: ::core::option::Option<bool>,
+    /// A generic matching tree instead of the match of each chain.
     #[prost(message, optional, tag = "32")]
     pub filter_chain_matcher: ::core::option::Option<
         super::super::super::super::xds::r#type::matcher::v3::Matcher,
@@ -293,7 +309,7 @@ pub struct Listener {
 }
 /// Nested message and enum types in `Listener`.
 pub mod listener {
-    /// Declared without fields: only its presence is read, to refuse it.
+    /// Declared without fields: what it says is not honoured, that it is there must be seen.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct InternalListenerConfig {}
     impl ::prost::Name for InternalListenerConfig {

@@ -3,6 +3,7 @@
 pub struct Rbac {
     #[prost(enumeration = "rbac::Action", tag = "1")]
     pub action: i32,
+    /// By name. Evaluated in the order of their names until one matches.
     #[prost(btree_map = "string, message", tag = "2")]
     pub policies: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -13,7 +14,7 @@ pub struct Rbac {
 }
 /// Nested message and enum types in `RBAC`.
 pub mod rbac {
-    /// Declared without fields: only its presence is read, to refuse it.
+    /// Declared without fields: what it says is not honoured, that it is there must be seen.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct AuditLoggingOptions {}
     impl ::prost::Name for AuditLoggingOptions {
@@ -39,8 +40,11 @@ pub mod rbac {
     )]
     #[repr(i32)]
     pub enum Action {
+        /// Allowed if a policy matches, else denied.
         Allow = 0,
+        /// Denied if a policy matches, else allowed.
         Deny = 1,
+        /// Always allowed; a match is noted.
         Log = 2,
     }
     impl Action {
@@ -76,16 +80,19 @@ impl ::prost::Name for Rbac {
         "type.googleapis.com/envoy.config.rbac.v3.RBAC".into()
     }
 }
+/// Matches when any permission and any principal match.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Policy {
     #[prost(message, repeated, tag = "1")]
     pub permissions: ::prost::alloc::vec::Vec<Permission>,
     #[prost(message, repeated, tag = "2")]
     pub principals: ::prost::alloc::vec::Vec<Principal>,
+    /// A CEL condition: ignoring it would allow too much, so it is refused.
     #[prost(message, optional, tag = "3")]
     pub condition: ::core::option::Option<
         super::super::super::super::google::api::expr::v1alpha1::Expr,
     >,
+    /// A CEL condition: ignoring it would allow too much, so it is refused.
     #[prost(message, optional, tag = "4")]
     pub checked_condition: ::core::option::Option<
         super::super::super::super::google::api::expr::v1alpha1::CheckedExpr,
@@ -193,6 +200,8 @@ pub mod principal {
             "type.googleapis.com/envoy.config.rbac.v3.Principal.Set".into()
         }
     }
+    /// The peer's identity from its certificate, a URI SAN, else a DNS SAN, else the subject. Without
+    /// a name: any verified peer.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Authenticated {
         #[prost(message, optional, tag = "2")]
@@ -230,8 +239,10 @@ pub mod principal {
         NotId(::prost::alloc::boxed::Box<super::Principal>),
         #[prost(message, tag = "9")]
         UrlPath(super::super::super::super::r#type::matcher::v3::PathMatcher),
+        /// The address of the connection's other end.
         #[prost(message, tag = "10")]
         DirectRemoteIp(super::super::super::core::v3::CidrRange),
+        /// The client's address as headers or PROXY protocol tell.
         #[prost(message, tag = "11")]
         RemoteIp(super::super::super::core::v3::CidrRange),
         #[prost(message, tag = "12")]

@@ -3,8 +3,10 @@
 pub struct VirtualHost {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// Exact, `*.suffix`, `prefix.*`, or `*`; they win in this order, longer before shorter.
     #[prost(string, repeated, tag = "2")]
     pub domains: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The first that matches is taken.
     #[prost(message, repeated, tag = "3")]
     pub routes: ::prost::alloc::vec::Vec<Route>,
     #[prost(enumeration = "virtual_host::TlsRequirementType", tag = "4")]
@@ -27,8 +29,10 @@ pub struct VirtualHost {
     pub request_headers_to_remove: ::prost::alloc::vec::Vec<
         ::prost::alloc::string::String,
     >,
+    /// Tell upstream the number of the try in x-envoy-attempt-count.
     #[prost(bool, tag = "14")]
     pub include_request_attempt_count: bool,
+    /// By filter name. Routes, and weighted clusters below them, override it.
     #[prost(btree_map = "string, message", tag = "15")]
     pub typed_per_filter_config: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -161,6 +165,7 @@ impl ::prost::Name for Route {
 pub struct WeightedCluster {
     #[prost(message, repeated, tag = "1")]
     pub clusters: ::prost::alloc::vec::Vec<weighted_cluster::ClusterWeight>,
+    /// Older spelling; the sum of the weights holds.
     #[prost(message, optional, tag = "3")]
     pub total_weight: ::core::option::Option<u32>,
 }
@@ -249,6 +254,7 @@ impl ::prost::Name for ClusterSpecifierPlugin {
         "type.googleapis.com/envoy.config.route.v3.ClusterSpecifierPlugin".into()
     }
 }
+/// All that is set must match; exactly one way to match the path.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RouteMatch {
     #[prost(message, optional, tag = "4")]
@@ -259,6 +265,7 @@ pub struct RouteMatch {
     pub query_parameters: ::prost::alloc::vec::Vec<QueryParameterMatcher>,
     #[prost(message, optional, tag = "8")]
     pub grpc: ::core::option::Option<route_match::GrpcRouteMatchOptions>,
+    /// Matches this share of requests only.
     #[prost(message, optional, tag = "9")]
     pub runtime_fraction: ::core::option::Option<
         super::super::core::v3::RuntimeFractionalPercent,
@@ -329,10 +336,12 @@ pub mod route_match {
         Prefix(::prost::alloc::string::String),
         #[prost(string, tag = "2")]
         Path(::prost::alloc::string::String),
+        /// Must match the whole path, without the query.
         #[prost(message, tag = "10")]
         SafeRegex(super::super::super::super::r#type::matcher::v3::RegexMatcher),
         #[prost(message, tag = "12")]
         ConnectMatcher(ConnectMatcher),
+        /// A prefix of whole path segments: `/a` matches `/a` and `/a/b`, not `/ab`.
         #[prost(string, tag = "14")]
         PathSeparatedPrefix(::prost::alloc::string::String),
         #[prost(message, tag = "15")]
@@ -355,6 +364,8 @@ pub struct RouteAction {
     pub metadata_match: ::core::option::Option<super::super::core::v3::Metadata>,
     #[prost(string, tag = "5")]
     pub prefix_rewrite: ::prost::alloc::string::String,
+    /// From the end of the request to the end of the response, all tries included. Absent: 15 s. 0:
+    /// none.
     #[prost(message, optional, tag = "8")]
     pub timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "9")]
@@ -363,12 +374,16 @@ pub struct RouteAction {
     pub priority: i32,
     #[prost(message, repeated, tag = "13")]
     pub rate_limits: ::prost::alloc::vec::Vec<RateLimit>,
+    /// Combined in order into the hash for RING_HASH and MAGLEV.
     #[prost(message, repeated, tag = "15")]
     pub hash_policy: ::prost::alloc::vec::Vec<route_action::HashPolicy>,
+    /// Answer when the cluster does not exist. Default: 503.
     #[prost(enumeration = "route_action::ClusterNotFoundResponseCode", tag = "20")]
     pub cluster_not_found_response_code: i32,
+    /// Older spelling of max_stream_duration.grpc_timeout_header_max.
     #[prost(message, optional, tag = "23")]
     pub max_grpc_timeout: ::core::option::Option<::prost_types::Duration>,
+    /// Overrides the connection manager's stream_idle_timeout. 0: never.
     #[prost(message, optional, tag = "24")]
     pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, repeated, tag = "25")]
@@ -426,6 +441,7 @@ pub mod route_action {
     }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct HashPolicy {
+        /// Stop here if there is a hash by now.
         #[prost(bool, tag = "4")]
         pub terminal: bool,
         #[prost(oneof = "hash_policy::PolicySpecifier", tags = "1, 2, 3, 5, 6")]
@@ -457,6 +473,7 @@ pub mod route_action {
         pub struct Cookie {
             #[prost(string, tag = "1")]
             pub name: ::prost::alloc::string::String,
+            /// Set a cookie where there is none; 0 makes a session cookie.
             #[prost(message, optional, tag = "2")]
             pub ttl: ::core::option::Option<::prost_types::Duration>,
             #[prost(string, tag = "3")]
@@ -586,8 +603,11 @@ pub mod route_action {
     }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct MaxStreamDuration {
+        /// From the first byte of the request to the end of the response. 0: none.
         #[prost(message, optional, tag = "1")]
         pub max_stream_duration: ::core::option::Option<::prost_types::Duration>,
+        /// Upper limit on a grpc-timeout header, which then sets the deadline. 0: no limit. Absent: the
+        /// header is not looked at.
         #[prost(message, optional, tag = "2")]
         pub grpc_timeout_header_max: ::core::option::Option<::prost_types::Duration>,
         #[prost(message, optional, tag = "3")]
@@ -680,16 +700,21 @@ impl ::prost::Name for RouteAction {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RetryPolicy {
+    /// Comma-separated conditions: `5xx`, `connect-failure`, `refused-stream`, gRPC status names and
+    /// so on.
     #[prost(string, tag = "1")]
     pub retry_on: ::prost::alloc::string::String,
+    /// Tries after the first. Absent: 1.
     #[prost(message, optional, tag = "2")]
     pub num_retries: ::core::option::Option<u32>,
+    /// Absent or 0: the route's timeout alone.
     #[prost(message, optional, tag = "3")]
     pub per_try_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "4")]
     pub retry_priority: ::core::option::Option<retry_policy::RetryPriority>,
     #[prost(message, repeated, tag = "5")]
     pub retry_host_predicate: ::prost::alloc::vec::Vec<retry_policy::RetryHostPredicate>,
+    /// How often to choose again when the chosen endpoint is not wanted. 0: 1.
     #[prost(int64, tag = "6")]
     pub host_selection_retry_max_attempts: i64,
     #[prost(uint32, repeated, tag = "7")]
@@ -760,10 +785,12 @@ pub mod retry_policy {
                 .into()
         }
     }
+    /// Exponential, with full jitter. Absent: 25 ms, at most 250 ms.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct RetryBackOff {
         #[prost(message, optional, tag = "1")]
         pub base_interval: ::core::option::Option<::prost_types::Duration>,
+        /// Absent: ten times the base.
         #[prost(message, optional, tag = "2")]
         pub max_interval: ::core::option::Option<::prost_types::Duration>,
     }
@@ -859,7 +886,7 @@ impl ::prost::Name for RetryPolicy {
         "type.googleapis.com/envoy.config.route.v3.RetryPolicy".into()
     }
 }
-/// Declared without fields: only its presence is read, to refuse it.
+/// Declared without fields: what it says is not honoured, that it is there must be seen.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HedgePolicy {}
 impl ::prost::Name for HedgePolicy {
@@ -984,6 +1011,7 @@ impl ::prost::Name for DirectResponseAction {
         "type.googleapis.com/envoy.config.route.v3.DirectResponseAction".into()
     }
 }
+/// For gRPC servers: the request is handled here.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NonForwardingAction {}
 impl ::prost::Name for NonForwardingAction {
@@ -1204,6 +1232,7 @@ pub struct HeaderMatcher {
     pub name: ::prost::alloc::string::String,
     #[prost(bool, tag = "8")]
     pub invert_match: bool,
+    /// Otherwise a missing header matches nothing, inverted or not.
     #[prost(bool, tag = "14")]
     pub treat_missing_header_as_empty: bool,
     #[prost(
@@ -1220,8 +1249,10 @@ pub mod header_matcher {
     pub enum HeaderMatchSpecifier {
         #[prost(string, tag = "4")]
         ExactMatch(::prost::alloc::string::String),
+        /// A decimal integer, start included, end not.
         #[prost(message, tag = "6")]
         RangeMatch(super::super::super::super::r#type::v3::Int64Range),
+        /// True: there is such a header. False: there is none.
         #[prost(bool, tag = "7")]
         PresentMatch(bool),
         #[prost(string, tag = "9")]
@@ -1232,6 +1263,7 @@ pub mod header_matcher {
         SafeRegexMatch(super::super::super::super::r#type::matcher::v3::RegexMatcher),
         #[prost(string, tag = "12")]
         ContainsMatch(::prost::alloc::string::String),
+        /// The other ways to match a value are its older spellings.
         #[prost(message, tag = "13")]
         StringMatch(super::super::super::super::r#type::matcher::v3::StringMatcher),
     }
@@ -1299,7 +1331,7 @@ impl ::prost::Name for CookieMatcher {
         "type.googleapis.com/envoy.config.route.v3.CookieMatcher".into()
     }
 }
-/// Declared without fields: only its presence is read, to refuse it.
+/// Declared without fields: what it says is not honoured, that it is there must be seen.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InternalRedirectPolicy {}
 impl ::prost::Name for InternalRedirectPolicy {
@@ -1312,6 +1344,7 @@ impl ::prost::Name for InternalRedirectPolicy {
         "type.googleapis.com/envoy.config.route.v3.InternalRedirectPolicy".into()
     }
 }
+/// Wraps a filter's configuration on a route, to make it optional or turn it off.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FilterConfig {
     #[prost(message, optional, tag = "1")]

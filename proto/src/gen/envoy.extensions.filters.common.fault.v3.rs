@@ -10,6 +10,7 @@ pub struct FaultDelay {
 }
 /// Nested message and enum types in `FaultDelay`.
 pub mod fault_delay {
+    /// Delay by the request header x-envoy-fault-delay-request, in milliseconds.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct HeaderDelay {}
     impl ::prost::Name for HeaderDelay {
@@ -54,6 +55,7 @@ pub struct FaultRateLimit {
 pub mod fault_rate_limit {
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct FixedLimit {
+        /// KiB per second.
         #[prost(uint64, tag = "1")]
         pub limit_kbps: u64,
     }

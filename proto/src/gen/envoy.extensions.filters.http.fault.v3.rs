@@ -10,6 +10,7 @@ pub struct FaultAbort {
 }
 /// Nested message and enum types in `FaultAbort`.
 pub mod fault_abort {
+    /// Status by the request headers x-envoy-fault-abort-request and x-envoy-fault-abort-grpc-request.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct HeaderAbort {}
     impl ::prost::Name for HeaderAbort {
@@ -53,12 +54,14 @@ pub struct HttpFault {
     pub abort: ::core::option::Option<FaultAbort>,
     #[prost(string, tag = "3")]
     pub upstream_cluster: ::prost::alloc::string::String,
+    /// Only requests that match all of them.
     #[prost(message, repeated, tag = "4")]
     pub headers: ::prost::alloc::vec::Vec<
         super::super::super::super::super::config::route::v3::HeaderMatcher,
     >,
     #[prost(string, repeated, tag = "5")]
     pub downstream_nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Faults at the same time. Absent: no limit.
     #[prost(message, optional, tag = "6")]
     pub max_active_faults: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "7")]

@@ -5,6 +5,7 @@ pub struct HttpConnectionManager {
     pub codec_type: i32,
     #[prost(string, tag = "2")]
     pub stat_prefix: ::prost::alloc::string::String,
+    /// In order; the router is last.
     #[prost(message, repeated, tag = "5")]
     pub http_filters: ::prost::alloc::vec::Vec<HttpFilter>,
     #[prost(message, optional, tag = "7")]
@@ -19,16 +20,19 @@ pub struct HttpConnectionManager {
     >,
     #[prost(string, tag = "10")]
     pub server_name: ::prost::alloc::string::String,
+    /// Between the first GOAWAY and the last. Absent: 5 s.
     #[prost(message, optional, tag = "12")]
     pub drain_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, repeated, tag = "13")]
     pub access_log: ::prost::alloc::vec::Vec<
         super::super::super::super::super::config::accesslog::v3::AccessLog,
     >,
+    /// Trust the connection, not x-forwarded-for, for the client's address.
     #[prost(message, optional, tag = "14")]
     pub use_remote_address: ::core::option::Option<bool>,
     #[prost(message, optional, tag = "15")]
     pub generate_request_id: ::core::option::Option<bool>,
+    /// What happens to x-forwarded-client-cert.
     #[prost(
         enumeration = "http_connection_manager::ForwardClientCertDetails",
         tag = "16"
@@ -46,20 +50,25 @@ pub struct HttpConnectionManager {
     pub skip_xff_append: bool,
     #[prost(string, tag = "22")]
     pub via: ::prost::alloc::string::String,
+    /// Which upgrades are let through, for instance `websocket`.
     #[prost(message, repeated, tag = "23")]
     pub upgrade_configs: ::prost::alloc::vec::Vec<
         http_connection_manager::UpgradeConfig,
     >,
+    /// A request on which nothing moves is reset after this time. Absent: 5 min. 0: never.
     #[prost(message, optional, tag = "24")]
     pub stream_idle_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "25")]
     pub internal_address_config: ::core::option::Option<
         http_connection_manager::InternalAddressConfig,
     >,
+    /// How long a closed connection waits for the peer. Absent: 1 s.
     #[prost(message, optional, tag = "26")]
     pub delayed_close_timeout: ::core::option::Option<::prost_types::Duration>,
+    /// How long the whole request may take to arrive. Absent or 0: no limit.
     #[prost(message, optional, tag = "28")]
     pub request_timeout: ::core::option::Option<::prost_types::Duration>,
+    /// Absent: 60.
     #[prost(message, optional, tag = "29")]
     pub max_request_headers_kb: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "30")]
@@ -85,6 +94,7 @@ pub struct HttpConnectionManager {
     pub local_reply_config: ::core::option::Option<LocalReplyConfig>,
     #[prost(bool, tag = "39")]
     pub strip_matching_host_port: bool,
+    /// How long the request head may take to arrive. Absent or 0: no limit.
     #[prost(message, optional, tag = "41")]
     pub request_headers_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(
@@ -111,10 +121,12 @@ pub mod http_connection_manager {
         pub client_sampling: ::core::option::Option<
             super::super::super::super::super::super::r#type::v3::Percent,
         >,
+        /// Share of requests without an incoming decision that are sampled, in percent. Absent: 100.
         #[prost(message, optional, tag = "4")]
         pub random_sampling: ::core::option::Option<
             super::super::super::super::super::super::r#type::v3::Percent,
         >,
+        /// Upper limit on all sampling, in percent. Absent: 100.
         #[prost(message, optional, tag = "5")]
         pub overall_sampling: ::core::option::Option<
             super::super::super::super::super::super::r#type::v3::Percent,
@@ -491,7 +503,7 @@ impl ::prost::Name for Rds {
             .into()
     }
 }
-/// Declared without fields: only its presence is read, to refuse it.
+/// Declared without fields: what it says is not honoured, that it is there must be seen.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ScopedRoutes {}
 impl ::prost::Name for ScopedRoutes {
@@ -509,8 +521,10 @@ impl ::prost::Name for ScopedRoutes {
 pub struct HttpFilter {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// A client that does not know the filter passes over it instead of refusing the listener.
     #[prost(bool, tag = "6")]
     pub is_optional: bool,
+    /// Off unless a route's configuration turns it on.
     #[prost(bool, tag = "7")]
     pub disabled: bool,
     #[prost(oneof = "http_filter::ConfigType", tags = "4, 5")]

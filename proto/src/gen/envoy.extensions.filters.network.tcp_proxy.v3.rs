@@ -7,8 +7,10 @@ pub struct TcpProxy {
     pub access_log: ::prost::alloc::vec::Vec<
         super::super::super::super::super::config::accesslog::v3::AccessLog,
     >,
+    /// Absent: 1.
     #[prost(message, optional, tag = "7")]
     pub max_connect_attempts: ::core::option::Option<u32>,
+    /// Without a byte in either direction the connection is closed. Absent: 1 h. 0: never.
     #[prost(message, optional, tag = "8")]
     pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "9")]
@@ -73,7 +75,7 @@ pub mod tcp_proxy {
                 .into()
         }
     }
-    /// Declared without fields: only its presence is read, to refuse it.
+    /// Declared without fields: what it says is not honoured, that it is there must be seen.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct TunnelingConfig {}
     impl ::prost::Name for TunnelingConfig {

@@ -101,10 +101,13 @@ pub mod http_protocol_options {
     }
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum UpstreamProtocolOptions {
+        /// Always this version. HTTP/1.1 is the default where nothing is said.
         #[prost(message, tag = "3")]
         ExplicitHttpConfig(ExplicitHttpConfig),
+        /// The version that the request came in.
         #[prost(message, tag = "4")]
         UseDownstreamProtocolConfig(UseDownstreamHttpConfig),
+        /// The version that ALPN agrees on.
         #[prost(message, tag = "5")]
         AutoConfig(AutoHttpConfig),
     }

@@ -33,18 +33,24 @@ impl ::prost::Name for ResourceError {
         "type.googleapis.com/envoy.service.discovery.v3.ResourceError".into()
     }
 }
+/// A subscription, an ACK (version and nonce of the response) or a NACK (with error_detail).
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DiscoveryRequest {
+    /// The version last accepted; empty if there is none. Survives a reconnect.
     #[prost(string, tag = "1")]
     pub version_info: ::prost::alloc::string::String,
+    /// Needed in the first request of a stream only.
     #[prost(message, optional, tag = "2")]
     pub node: ::core::option::Option<super::super::super::config::core::v3::Node>,
+    /// Empty is a wildcard for Listeners and Clusters until a name was ever sent.
     #[prost(string, repeated, tag = "3")]
     pub resource_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, tag = "4")]
     pub type_url: ::prost::alloc::string::String,
+    /// The nonce of the newest response of this type on this stream.
     #[prost(string, tag = "5")]
     pub response_nonce: ::prost::alloc::string::String,
+    /// Set in a NACK: which resource was refused, and why.
     #[prost(message, optional, tag = "6")]
     pub error_detail: ::core::option::Option<
         super::super::super::super::google::rpc::Status,
@@ -87,6 +93,7 @@ impl ::prost::Name for DiscoveryResponse {
         "type.googleapis.com/envoy.service.discovery.v3.DiscoveryResponse".into()
     }
 }
+/// A change of subscription (empty nonce), an ACK or a NACK (nonce of the response).
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DeltaDiscoveryRequest {
     #[prost(message, optional, tag = "1")]
@@ -101,6 +108,7 @@ pub struct DeltaDiscoveryRequest {
     pub resource_names_unsubscribe: ::prost::alloc::vec::Vec<
         ::prost::alloc::string::String,
     >,
+    /// On a new stream: what the client still holds, by name.
     #[prost(btree_map = "string, string", tag = "5")]
     pub initial_resource_versions: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -133,6 +141,7 @@ pub struct DeltaDiscoveryResponse {
     pub type_url: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub nonce: ::prost::alloc::string::String,
+    /// Names that are gone, or that do not exist.
     #[prost(string, repeated, tag = "6")]
     pub removed_resources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, optional, tag = "7")]
@@ -152,6 +161,7 @@ impl ::prost::Name for DeltaDiscoveryResponse {
         "type.googleapis.com/envoy.service.discovery.v3.DeltaDiscoveryResponse".into()
     }
 }
+/// A resource with its name and version, as incremental streams send it.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Resource {
     #[prost(string, tag = "1")]
@@ -162,6 +172,8 @@ pub struct Resource {
     pub name: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "4")]
     pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The resource expires unless it is sent again within this time; a heartbeat has no resource in
+    /// it.
     #[prost(message, optional, tag = "6")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "7")]
@@ -281,6 +293,7 @@ pub mod aggregated_discovery_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// State of the world: every response to a Listener or Cluster request is the complete set.
         pub async fn stream_aggregated_resources(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::DiscoveryRequest>,
@@ -310,6 +323,7 @@ pub mod aggregated_discovery_service_client {
                 );
             self.inner.streaming(req, path, codec).await
         }
+        /// Incremental: a response holds what changed and names what is gone.
         pub async fn delta_aggregated_resources(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -362,6 +376,7 @@ pub mod aggregated_discovery_service_server {
             >
             + std::marker::Send
             + 'static;
+        /// State of the world: every response to a Listener or Cluster request is the complete set.
         async fn stream_aggregated_resources(
             &self,
             request: tonic::Request<tonic::Streaming<super::DiscoveryRequest>>,
@@ -375,6 +390,7 @@ pub mod aggregated_discovery_service_server {
             >
             + std::marker::Send
             + 'static;
+        /// Incremental: a response holds what changed and names what is gone.
         async fn delta_aggregated_resources(
             &self,
             request: tonic::Request<tonic::Streaming<super::DeltaDiscoveryRequest>>,

@@ -31,6 +31,7 @@ pub struct ClientConfig {
 }
 /// Nested message and enum types in `ClientConfig`.
 pub mod client_config {
+    /// One resource as the client sees it.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct GenericXdsConfig {
         #[prost(string, tag = "1")]

@@ -20,6 +20,7 @@ impl ::prost::Name for AddressMatcher {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RegexMatcher {
+    /// Must match the whole string.
     #[prost(string, tag = "2")]
     pub regex: ::prost::alloc::string::String,
     #[prost(oneof = "regex_matcher::EngineType", tags = "1")]
@@ -44,6 +45,7 @@ pub mod regex_matcher {
     }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum EngineType {
+        /// Older spelling: RE2 is the only engine anyway.
         #[prost(message, tag = "1")]
         GoogleRe2(GoogleRe2),
     }
@@ -62,6 +64,7 @@ impl ::prost::Name for RegexMatcher {
 pub struct RegexMatchAndSubstitute {
     #[prost(message, optional, tag = "1")]
     pub pattern: ::core::option::Option<RegexMatcher>,
+    /// `\1` to `\9` stand for what the groups matched.
     #[prost(string, tag = "2")]
     pub substitution: ::prost::alloc::string::String,
 }
@@ -77,6 +80,7 @@ impl ::prost::Name for RegexMatchAndSubstitute {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StringMatcher {
+    /// For all but safe_regex.
     #[prost(bool, tag = "6")]
     pub ignore_case: bool,
     #[prost(oneof = "string_matcher::MatchPattern", tags = "1, 2, 3, 5, 7, 8")]
@@ -96,6 +100,7 @@ pub mod string_matcher {
         SafeRegex(super::RegexMatcher),
         #[prost(string, tag = "7")]
         Contains(::prost::alloc::string::String),
+        /// An extension, to be refused.
         #[prost(message, tag = "8")]
         Custom(super::super::super::super::super::xds::core::v3::TypedExtensionConfig),
     }

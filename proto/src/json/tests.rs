@@ -77,7 +77,7 @@ fn cluster_json() -> Value {
             "typed_filter_metadata": {
                 "outrigger.breaker": {
                     "@type": "type.googleapis.com/outrigger.extensions.v1.Breaker",
-                    "failure_rate_threshold": {"value": 50.0},
+                    "failure_rate_threshold": {"value": 50},
                     "minimum_calls": 20
                 }
             }

@@ -3,6 +3,8 @@
 use prost_reflect::{DynamicMessage, Value};
 use serde_json::{Map, Value as Json};
 
+use super::write::float_to_json;
+
 /// Seconds that a `Duration` may span, both ways: about 10,000 years, as its definition says.
 const MAX_DURATION_SECONDS: i64 = 315_576_000_000;
 /// Years 1 to 9999 in Unix seconds, the range of a `Timestamp`.
@@ -90,9 +92,7 @@ pub(super) fn value_to_json(message: &DynamicMessage) -> Json {
         return Json::Null;
     };
     match (field.number(), value) {
-        (2, Value::F64(number)) => {
-            serde_json::Number::from_f64(*number).map_or(Json::Null, Json::Number)
-        }
+        (2, Value::F64(number)) if number.is_finite() => float_to_json(*number),
         (3, Value::String(text)) => Json::String(text.clone()),
         (4, Value::Bool(value)) => Json::Bool(*value),
         (5, Value::Message(fields)) => struct_to_json(fields),

@@ -151,7 +151,17 @@ impl Writer {
     }
 }
 
-fn float_to_json(number: f64) -> Json {
+/// A number, without a fraction if it has none; a name for what JSON has no number for.
+pub(super) fn float_to_json(number: f64) -> Json {
+    /// Up to here every whole `f64` is exact.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if number.trunc() == number && number.abs() <= EXACT {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "checked to be whole and in range"
+        )]
+        return Json::Number((number as i64).into());
+    }
     Number::from_f64(number).map_or_else(
         || {
             let name = if number.is_nan() {
