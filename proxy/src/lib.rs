@@ -1,5 +1,6 @@
 //! The Outrigger data plane.
 
+pub mod balance;
 pub mod bootstrap;
 pub mod config;
 pub mod control;
