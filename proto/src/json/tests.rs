@@ -1,5 +1,6 @@
 //! JSON in and out, on the resources that we use.
 
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -350,4 +351,59 @@ fn empty_messages_are_kept() {
     );
     assert_eq!(from_json::<Listener>(&json).unwrap(), listener);
     assert_eq!(to_json(&Router::default()), json!({}));
+}
+
+/// Any scalar, and the shapes that are most often in the wrong place.
+fn wrong_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(json!(null)),
+        Just(json!([])),
+        Just(json!({})),
+        Just(json!({"@type": "type.googleapis.com/google.protobuf.Duration"})),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "[-0-9.s]{0,20}".prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+    ]
+}
+
+/// Every place in the document, as JSON pointers.
+fn pointers(json: &Value, here: String, found: &mut Vec<String>) {
+    match json {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let name = name.replace('~', "~0").replace('/', "~1");
+                pointers(value, format!("{here}/{name}"), found);
+            }
+        }
+        Value::Array(values) => {
+            for (index, value) in values.iter().enumerate() {
+                pointers(value, format!("{here}/{index}"), found);
+            }
+        }
+        _ => {}
+    }
+    found.push(here);
+}
+
+proptest! {
+    #[test]
+    fn a_wrong_value_anywhere_is_read_or_named(
+        place in any::<prop::sample::Index>(),
+        wrong in wrong_value(),
+    ) {
+        let mut json = cluster_json();
+        let mut places = Vec::new();
+        pointers(&json, String::new(), &mut places);
+        let place = place.get(&places);
+        *json.pointer_mut(place).unwrap() = wrong;
+        match from_json::<Cluster>(&json) {
+            Ok(cluster) => {
+                let again = from_json::<Cluster>(&to_json(&cluster)).unwrap();
+                prop_assert_eq!(to_json(&again), to_json(&cluster));
+            }
+            Err(error) => prop_assert!(place.is_empty() || !error.path.is_empty(), "{error}"),
+        }
+    }
 }
