@@ -14,3 +14,4 @@ pub mod pool;
 pub mod route;
 pub mod tcp;
 pub mod tls;
+pub mod xds;

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use super::units::Fraction;
 
 /// All endpoints of a cluster, in priority order.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
     /// Index is the priority: 0 is used first. Without gaps.
     pub priorities: Vec<Vec<LocalityEndpoints>>,
@@ -16,7 +16,7 @@ pub struct Endpoints {
 }
 
 /// Endpoints in one place.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalityEndpoints {
     pub locality: Locality,
     /// Weight among the localities of this priority; `None` when locality weighting is not used.

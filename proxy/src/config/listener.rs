@@ -75,7 +75,7 @@ pub enum ChainKind {
 
 /// Conditions of a chain. Envoy's order of preference: destination port, destination address,
 /// server name, transport protocol, application protocol, source.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChainMatch {
     pub destination_port: Option<u16>,
     pub destinations: Vec<IpNet>,

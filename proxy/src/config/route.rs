@@ -157,7 +157,7 @@ pub struct WeightedCluster {
     pub host_rewrite: Option<HostRewrite>,
 }
 
-/// How the path changes.
+/// How the path changes. A substitution is in the syntax of the `regex` crate, `${1}`.
 #[derive(Clone, Debug)]
 pub enum PathRewrite {
     /// Replaces what the route's path matcher matched.
@@ -281,7 +281,7 @@ pub struct Redirect {
     pub strip_query: bool,
 }
 
-/// How a redirect changes the path.
+/// How a redirect changes the path. A substitution is in the syntax of the `regex` crate, `${1}`.
 #[derive(Clone, Debug)]
 pub enum RedirectPath {
     Full(Box<str>),
