@@ -6,7 +6,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{BodyLen, Error, Frame, Limits, head, wire::Wire};
+use super::{BodyLen, Error, Frame, Limits, encode, head, wire::Wire};
 
 /// A chunk-size line with its extensions; leading zeros count (HT-04).
 const MAX_SIZE_LINE: usize = 4 * 1024;
@@ -26,6 +26,8 @@ pub(super) enum Reader {
         extensions: usize,
     },
     UntilClose,
+    /// It was cut or broke its framing: it never becomes done.
+    Failed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +35,8 @@ pub(super) enum Chunk {
     Size,
     Data(u64),
     DataEnd,
-    Trailers,
+    /// The section has been searched so far for its end.
+    Trailers(usize),
 }
 
 impl Reader {
@@ -60,22 +63,53 @@ impl Reader {
         wire: &mut Wire<I>,
         limits: &Limits,
     ) -> Poll<Result<Option<Frame>, Error>> {
+        let polled = self.poll_frame_inner(cx, wire, limits);
+        if matches!(polled, Poll::Ready(Err(_))) {
+            *self = Self::Failed;
+        }
+        polled
+    }
+
+    fn poll_frame_inner<I: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        wire: &mut Wire<I>,
+        limits: &Limits,
+    ) -> Poll<Result<Option<Frame>, Error>> {
         loop {
             if let Some(step) = self.step(&mut wire.input, limits)? {
                 return Poll::Ready(Ok(step.into_frame()));
             }
             if ready!(wire.poll_fill(cx))? == 0 {
-                let complete = matches!(self, Self::UntilClose);
+                if !matches!(self, Self::UntilClose) {
+                    return Poll::Ready(Err(Error::Cut));
+                }
                 *self = Self::Done;
-                return Poll::Ready(if complete { Ok(None) } else { Err(Error::Cut) });
+                return Poll::Ready(Ok(None));
             }
         }
+    }
+
+    /// Throws away what has been received of the body. True when that was the rest of it.
+    pub(super) fn discard(&mut self, input: &mut BytesMut, limits: &Limits) -> bool {
+        while !self.is_done() {
+            match self.step(input, limits) {
+                Ok(Some(_)) => {}
+                Ok(None) => return false,
+                Err(_) => {
+                    *self = Self::Failed;
+                    return false;
+                }
+            }
+        }
+        true
     }
 
     /// One step on what has been read; `None` when more is needed.
     fn step(&mut self, input: &mut BytesMut, limits: &Limits) -> Result<Option<Step>, Error> {
         match self {
             Self::Done => Ok(Some(Step::End)),
+            Self::Failed => Err(Error::Cut),
             Self::Length(left) => {
                 let Some(data) = take(input, *left) else {
                     return Ok(None);
@@ -141,7 +175,7 @@ impl Chunk {
                         return Err(Error::Framing("too many chunk extensions"));
                     }
                     *self = if size == 0 {
-                        Self::Trailers
+                        Self::Trailers(0)
                     } else {
                         Self::Data(size)
                     };
@@ -164,14 +198,18 @@ impl Chunk {
                     [] | [b'\r'] => return Ok(None),
                     _ => return Err(Error::Framing("no line end after a chunk")),
                 },
-                Self::Trailers => return trailers(input, limits),
+                Self::Trailers(searched) => return trailers(input, searched, limits),
             }
         }
     }
 }
 
 /// The trailer section with the empty line that ends it.
-fn trailers(input: &mut BytesMut, limits: &Limits) -> Result<Option<Step>, Error> {
+fn trailers(
+    input: &mut BytesMut,
+    searched: &mut usize,
+    limits: &Limits,
+) -> Result<Option<Step>, Error> {
     if input.starts_with(b"\r\n") {
         input.advance(2);
         return Ok(Some(Step::End));
@@ -179,7 +217,8 @@ fn trailers(input: &mut BytesMut, limits: &Limits) -> Result<Option<Step>, Error
     if input.len() < 2 && b"\r\n".starts_with(&input[..]) {
         return Ok(None);
     }
-    let Some(end) = head::find_end(input, 0)? else {
+    let Some(end) = head::find_end(input, *searched)? else {
+        *searched = input.len();
         return if input.len() >= limits.head_bytes {
             Err(Error::HeadTooLarge(limits.head_bytes))
         } else {
@@ -200,8 +239,7 @@ fn trailers(input: &mut BytesMut, limits: &Limits) -> Result<Option<Step>, Error
 
 /// A line without its CRLF.
 fn line(input: &mut BytesMut, most: usize) -> Result<Option<Bytes>, Error> {
-    match input.iter().position(|b| *b == b'\n') {
-        Some(at) if at > most => Err(Error::Framing("chunk size line too long")),
+    match input.iter().take(most + 2).position(|b| *b == b'\n') {
         Some(0) => Err(Error::Framing("bare LF in a chunk size line")),
         Some(at) => {
             let mut line = input.split_to(at + 1);
@@ -304,7 +342,7 @@ impl Writer {
             Self::Chunked => {
                 wire.out().put_slice(b"0\r\n");
                 match trailers {
-                    Some(trailers) => head::write_trailers(wire.out(), trailers),
+                    Some(trailers) => encode::trailers(wire.out(), trailers),
                     None => wire.out().put_slice(b"\r\n"),
                 }
             }

@@ -1,18 +1,25 @@
 //! The client's role: requests out, responses in.
 
-use std::task::{Context, Poll, ready};
+use std::{
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 
 use super::{
-    BodyLen, Error, Frame, Limits,
+    BodyLen, Error, Frame, Limits, OriginalNames,
     body::{Reader, Writer},
-    head::{self, Framing, OriginalNames},
-    hop::tokens,
+    encode::{self, Framing},
+    framing, head,
+    hop::{keep_alive_timeout, strip_hop_by_hop, tokens},
     wire::Wire,
 };
 use crate::net::Io;
+
+/// How every response begins.
+const START: &[u8] = b"HTTP/1.";
 
 /// What comes back.
 #[derive(Debug)]
@@ -37,6 +44,9 @@ pub struct ClientConn<I> {
     answered: bool,
     any_response_byte: bool,
     reusable: bool,
+    /// The request asked for a protocol switch.
+    may_switch: bool,
+    keep_alive: Option<Duration>,
 }
 
 impl<I: Io> ClientConn<I> {
@@ -51,6 +61,8 @@ impl<I: Io> ClientConn<I> {
             answered: true,
             any_response_byte: false,
             reusable: true,
+            may_switch: false,
+            keep_alive: None,
         }
     }
 
@@ -68,10 +80,10 @@ impl<I: Io> ClientConn<I> {
                 _ => None,
             },
             chunked: matches!(len, BodyLen::Chunked | BodyLen::UntilClose),
-            keep_length: false,
             keep_connection: upgrade,
-            connection: None,
+            ..Framing::default()
         };
+        self.may_switch = upgrade;
         self.writer = Writer::new(if len == BodyLen::UntilClose {
             BodyLen::Chunked
         } else {
@@ -81,7 +93,7 @@ impl<I: Io> ClientConn<I> {
         self.answered = false;
         self.any_response_byte = false;
         self.wire.written = 0;
-        head::write_request(self.wire.out(), request, names, framing);
+        encode::request(self.wire.out(), request, names, framing);
     }
 
     /// Sends a piece of the request body.
@@ -129,16 +141,40 @@ impl<I: Io> ClientConn<I> {
     }
 
     fn poll_response_inner(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, Error>> {
-        let Some(block) = ready!(self.wire.poll_head(cx, self.limits.head_bytes))? else {
-            return Poll::Ready(Err(Error::Closed));
+        let block = loop {
+            // What is no response is not waited for to end: a server of another protocol may never
+            // send a line.
+            let begun = self.wire.input.len().min(START.len());
+            if self.wire.input.get(..begun) != START.get(..begun) {
+                return Poll::Ready(Err(Error::Syntax("not an HTTP/1 response")));
+            }
+            if begun == START.len() {
+                break ready!(self.wire.poll_head(cx, self.limits.head_bytes))?;
+            }
+            if ready!(self.wire.poll_fill(cx))? == 0 {
+                break None;
+            }
+        };
+        let Some(block) = block else {
+            let nothing = self.wire.input.is_empty();
+            return Poll::Ready(Err(if nothing { Error::Closed } else { Error::Cut }));
         };
         self.any_response_byte = true;
         let (mut response, names) = head::parse_response(&block, &self.limits)?;
         let status = response.status();
         if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+            let headers = response.headers_mut();
+            strip_hop_by_hop(headers);
+            headers.remove(header::CONTENT_LENGTH);
+            response.extensions_mut().insert(names);
             return Poll::Ready(Ok(ResponseHead::Interim(response)));
         }
-        let (len, trusted) = head::response_len(&mut response, &self.method)?;
+        if status == StatusCode::SWITCHING_PROTOCOLS && !self.may_switch {
+            // Taken for real, it would turn what follows into a tunnel (HT-08).
+            return Poll::Ready(Err(Error::Syntax("protocol switch that nobody asked for")));
+        }
+        let (len, trusted) = framing::response_len(&mut response, &self.method)?;
+        self.keep_alive = keep_alive_timeout(response.headers());
         let says = |word: &[u8]| {
             tokens(response.headers(), &header::CONNECTION).any(|t| t.eq_ignore_ascii_case(word))
         };
@@ -153,7 +189,7 @@ impl<I: Io> ClientConn<I> {
         Poll::Ready(Ok(ResponseHead::Final {
             head: response,
             len,
-            names,
+            names: Some(names),
         }))
     }
 
@@ -185,6 +221,12 @@ impl<I: Io> ClientConn<I> {
             && self.wire.nothing_to_write()
             && self.wire.input.is_empty()
             && !self.wire.ended
+    }
+
+    /// How long the endpoint says that it keeps the connection while nothing is sent.
+    #[must_use]
+    pub const fn keep_alive_timeout(&self) -> Option<Duration> {
+        self.keep_alive
     }
 
     /// Lets go of buffers before the connection waits for its next request.

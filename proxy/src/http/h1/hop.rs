@@ -1,5 +1,7 @@
 //! Fields that belong to one connection and must not cross the proxy (RFC 9110 §7.6.1).
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 const HOP_BY_HOP: [HeaderName; 5] = [
@@ -45,6 +47,21 @@ pub fn upgrade_token(headers: &HeaderMap) -> Option<HeaderValue> {
         .any(|token| token.eq_ignore_ascii_case(b"upgrade"))
         .then(|| headers.get(header::UPGRADE).cloned())
         .flatten()
+}
+
+/// How long an endpoint says that it keeps the connection open while nothing is sent. Used longer,
+/// a request races with the endpoint's close (RT-02).
+#[must_use]
+pub fn keep_alive_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let name = HeaderName::from_static("keep-alive");
+    tokens(headers, &name)
+        .filter_map(|token| {
+            let (key, value) = std::str::from_utf8(token).ok()?.split_once('=')?;
+            let named = key.trim_ascii_end().eq_ignore_ascii_case("timeout");
+            let seconds = value.trim_matches([' ', '\t', '"']).parse::<u32>().ok()?;
+            named.then(|| Duration::from_secs(seconds.into()))
+        })
+        .min()
 }
 
 /// The comma-separated members of all lines of a field.

@@ -9,10 +9,14 @@
 
 mod body;
 mod client;
+mod encode;
 mod error;
+mod framing;
 mod head;
 mod hop;
+mod names;
 mod server;
+mod target;
 mod wire;
 
 use bytes::Bytes;
@@ -20,8 +24,9 @@ use http::HeaderMap;
 
 pub use client::{ClientConn, ResponseHead};
 pub use error::Error;
-pub use head::{OriginalNames, RequestHead};
-pub use hop::{strip_hop_by_hop, upgrade_token};
+pub use head::RequestHead;
+pub use hop::{keep_alive_timeout, strip_hop_by_hop, upgrade_token};
+pub use names::OriginalNames;
 pub use server::ServerConn;
 
 /// How the body of a message is delimited (RFC 9112 §6.3).

@@ -6,9 +6,10 @@ use bytes::{Buf, Bytes};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 
 use super::{
-    BodyLen, Error, Frame, Limits,
+    BodyLen, Error, Frame, Limits, OriginalNames, RequestHead,
     body::{Reader, Writer},
-    head::{self, Framing, OriginalNames, RequestHead},
+    encode::{self, Framing},
+    head,
     hop::tokens,
     wire::{MAX_AHEAD, Wire},
 };
@@ -19,9 +20,15 @@ use crate::net::Io;
 struct Current {
     method: Method,
     version: Version,
+    /// It waits for a 100 before it sends its body.
+    expects: bool,
     continued: bool,
     head_sent: bool,
 }
+
+/// Thrown away of an unread request before the connection is cut: enough for a large upload to be
+/// sent to its end by a client that reads the answer only then (HT-18).
+const MAX_DRAIN: u64 = 64 * 1024 * 1024;
 
 /// A client's connection.
 #[derive(Debug)]
@@ -35,6 +42,9 @@ pub struct ServerConn<I> {
     close: bool,
     /// The response was cut: the connection has to end in a way that shows it.
     broken: bool,
+    /// Our side has been closed.
+    shut: bool,
+    drained: u64,
 }
 
 impl<I: Io> ServerConn<I> {
@@ -48,6 +58,8 @@ impl<I: Io> ServerConn<I> {
             current: None,
             close: false,
             broken: false,
+            shut: false,
+            drained: 0,
         }
     }
 
@@ -57,17 +69,21 @@ impl<I: Io> ServerConn<I> {
         !self.wire.input.is_empty()
     }
 
-    /// Waits for the first byte of a request: false when the client ended instead.
+    /// Waits for the first byte of a request: false when the client ended instead. Empty lines
+    /// before it are skipped (RFC 9112 §2.2); old clients send one after a body.
     ///
     /// # Errors
     /// The connection's.
     pub fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Error>> {
-        while self.wire.input.is_empty() {
-            if ready!(self.wire.poll_fill(cx))? == 0 {
+        loop {
+            if self.wire.input.starts_with(b"\r\n") {
+                self.wire.input.advance(2);
+            } else if !matches!(&self.wire.input[..], b"" | b"\r") {
+                return Poll::Ready(Ok(true));
+            } else if ready!(self.wire.poll_fill(cx))? == 0 {
                 return Poll::Ready(Ok(false));
             }
         }
-        Poll::Ready(Ok(true))
     }
 
     /// The next request head; `None` when the client ended between requests.
@@ -78,36 +94,32 @@ impl<I: Io> ServerConn<I> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<RequestHead>, Error>> {
-        // An empty line before a request is skipped (RFC 9112 §2.2).
-        loop {
-            if self.wire.input.starts_with(b"\r\n") {
-                self.wire.input.advance(2);
-            } else if matches!(&self.wire.input[..], b"" | b"\r") {
-                if ready!(self.wire.poll_fill(cx))? == 0 {
-                    return Poll::Ready(Ok(None));
-                }
-            } else {
-                break;
-            }
+        let polled = self.poll_request_inner(cx);
+        if matches!(polled, Poll::Ready(Err(_))) {
+            self.close = true;
+        }
+        polled
+    }
+
+    fn poll_request_inner(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<RequestHead>, Error>> {
+        if !ready!(self.poll_begun(cx))? {
+            return Poll::Ready(Ok(None));
         }
         let head = match ready!(self.wire.poll_head(cx, self.limits.head_bytes)) {
             Ok(Some(head)) => head,
             Ok(None) => return Poll::Ready(Ok(None)),
-            Err(error) => {
-                self.close = true;
-                return Poll::Ready(Err(error));
+            // Not even the first line was whole.
+            Err(Error::HeadTooLarge(_)) if !self.wire.input.contains(&b'\n') => {
+                return Poll::Ready(Err(Error::UriTooLong(self.limits.uri_bytes)));
             }
+            Err(error) => return Poll::Ready(Err(error)),
         };
-        match head::parse_request(&head, &self.limits) {
-            Ok(request) => {
-                self.begin(&request.head, request.len);
-                Poll::Ready(Ok(Some(request)))
-            }
-            Err(error) => {
-                self.close = true;
-                Poll::Ready(Err(error))
-            }
-        }
+        let request = head::parse_request(&head, &self.limits)?;
+        self.begin(&request.head, request.len);
+        Poll::Ready(Ok(Some(request)))
     }
 
     fn begin(&mut self, head: &Request<()>, len: BodyLen) {
@@ -121,6 +133,8 @@ impl<I: Io> ServerConn<I> {
         self.current = Some(Current {
             method: head.method().clone(),
             version: head.version(),
+            expects: tokens(head.headers(), &header::EXPECT)
+                .any(|t| t.eq_ignore_ascii_case(b"100-continue")),
             continued: false,
             head_sent: false,
         });
@@ -144,12 +158,20 @@ impl<I: Io> ServerConn<I> {
         self.reader.is_done()
     }
 
+    /// Throws away what has already come of the request body, and says whether that was the rest
+    /// of it. Called before an answer of the proxy's own, it saves the connection of a client whose
+    /// small body nobody will read (HT-24).
+    pub fn discard_received(&mut self) -> bool {
+        self.reader.discard(&mut self.wire.input, &self.limits)
+    }
+
     /// Sends an interim response; at most one 100, and none to HTTP/1.0 (RFC 9110 §15.2; HT-16).
+    /// A client that does not read gets none: they may be left out, and must not pile up.
     pub fn send_informational(&mut self, response: &Response<()>) {
         let Some(current) = &mut self.current else {
             return;
         };
-        if current.version == Version::HTTP_10 || current.head_sent {
+        if current.version == Version::HTTP_10 || current.head_sent || self.wire.is_congested() {
             return;
         }
         if response.status() == StatusCode::CONTINUE
@@ -157,14 +179,19 @@ impl<I: Io> ServerConn<I> {
         {
             return;
         }
-        let framing = Framing {
-            length: None,
-            chunked: false,
-            keep_length: false,
-            keep_connection: false,
-            connection: None,
-        };
-        head::write_response(self.wire.out(), response, None, framing);
+        let names = response.extensions().get::<OriginalNames>();
+        encode::response(self.wire.out(), response, names, Framing::default());
+    }
+
+    /// Whether the client cannot be told to send a further request on this connection: the answer
+    /// is a refusal of a body that is still to come, so the client may or may not send the rest
+    /// (RFC 9110 §10.1.1; HT-18).
+    fn leaves_body(&self, status: StatusCode) -> bool {
+        let waits = self
+            .current
+            .as_ref()
+            .is_some_and(|c| c.expects && !c.continued);
+        !self.reader.is_done() && (waits || status.as_u16() >= 400)
     }
 
     /// Sends the final head and sets the framing of what follows.
@@ -188,16 +215,16 @@ impl<I: Io> ServerConn<I> {
         let status = response.status();
         let switched = status == StatusCode::SWITCHING_PROTOCOLS;
         let tunnel = switched || (connect && status.is_success());
+        // Nobody can ask for more on a connection that is half closed or has become a tunnel.
+        self.close |= tunnel || self.leaves_body(status) || self.wire.has_ended();
         let no_body = head_request
             || tunnel
             || status == StatusCode::NO_CONTENT
             || status == StatusCode::NOT_MODIFIED;
         let mut framing = Framing {
-            length: None,
-            chunked: false,
             keep_length: head_request || status == StatusCode::NOT_MODIFIED,
             keep_connection: switched,
-            connection: None,
+            ..Framing::default()
         };
         self.writer = Writer::Done;
         if !no_body {
@@ -224,7 +251,7 @@ impl<I: Io> ServerConn<I> {
                 framing.connection = Some("keep-alive");
             }
         }
-        head::write_response(self.wire.out(), response, names, framing);
+        encode::response(self.wire.out(), response, names, framing);
     }
 
     /// Sends a piece of the response body.
@@ -270,7 +297,10 @@ impl<I: Io> ServerConn<I> {
             match ready!(self.wire.poll_fill(cx)) {
                 Ok(0) => break,
                 Ok(_) => {}
-                Err(_) => return Poll::Ready(()),
+                Err(_) => {
+                    self.close = true;
+                    return Poll::Ready(());
+                }
             }
         }
         Poll::Pending
@@ -284,7 +314,12 @@ impl<I: Io> ServerConn<I> {
     /// Whether the connection can serve another request: this one was received and answered whole.
     #[must_use]
     pub fn is_reusable(&self) -> bool {
-        !self.close && !self.broken && self.reader.is_done() && self.writer.is_done()
+        let answered = self
+            .current
+            .as_ref()
+            .is_none_or(|current| current.head_sent);
+        let whole = self.reader.is_done() && self.writer.is_done();
+        answered && whole && !self.close && !self.broken
     }
 
     /// Ends the request that was served.
@@ -308,18 +343,22 @@ impl<I: Io> ServerConn<I> {
 
     /// A lingering close (RFC 9112 §9.6; HT-18): our side is closed, then what still comes is
     /// thrown away until the client closes too, so that a reset does not destroy the answer on its
-    /// way. The caller bounds the time.
+    /// way. The caller bounds the time; the bytes are bounded here.
     pub fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if ready!(self.wire.poll_shutdown(cx)).is_err() {
-            return Poll::Ready(());
+        if !self.shut {
+            if ready!(self.wire.poll_shutdown(cx)).is_err() {
+                return Poll::Ready(());
+            }
+            self.shut = true;
         }
-        loop {
+        while self.drained < MAX_DRAIN {
             self.wire.input.clear();
             match ready!(self.wire.poll_fill(cx)) {
-                Ok(0) | Err(_) => return Poll::Ready(()),
-                Ok(_) => {}
+                Ok(0) | Err(_) => break,
+                Ok(n) => self.drained += n as u64,
             }
         }
+        Poll::Ready(())
     }
 
     /// The stream and what was read beyond the request, after a protocol switch.

@@ -1,1 +1,7 @@
-//! Raw bytes in and out, split at every place.
+//! Raw bytes in and out, split at every place. The names of cases are those of the project's list
+//! of faults that other proxies had.
+
+mod bodies;
+mod hop;
+mod mock;
+mod requests;

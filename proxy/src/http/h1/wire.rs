@@ -12,12 +12,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Error, head};
 
-/// Read at a time. Two TLS records' worth of a body, and more than most heads.
+/// Read first: more than most heads with a small body, and little enough to be held as long as the
+/// head lives.
+const FIRST_READ: usize = 8 * 1024;
+/// Read at a time when more follows: one TLS record's worth.
 const READ: usize = 16 * 1024;
 /// Unwritten bytes above which no more is taken from the other side.
 const HIGH_WATER: usize = 64 * 1024;
 /// Pieces smaller than this are copied together; larger ones are written from where they lie.
 const COPY_BELOW: usize = 4 * 1024;
+/// Pieces given to the kernel in one call.
+const SLICES: usize = 16;
 /// Bytes of a pipelined next request that may wait.
 pub(super) const MAX_AHEAD: usize = 64 * 1024;
 
@@ -60,7 +65,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
         if self.ended {
             return Poll::Ready(Ok(0));
         }
-        if self.input.capacity() - self.input.len() < READ / 4 {
+        if self.input.capacity() == 0 {
+            self.input.reserve(FIRST_READ);
+        } else if self.input.capacity() - self.input.len() < READ / 4 {
             self.input.reserve(READ);
         }
         let polled = tokio_util::io::poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input);
@@ -124,34 +131,48 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
         }
     }
 
+    fn pending(&self) -> usize {
+        self.queued + self.tail.len()
+    }
+
+    /// Whether more waits to be written than should.
+    pub(super) fn is_congested(&self) -> bool {
+        self.pending() >= HIGH_WATER
+    }
+
+    /// Whether nothing more can come, and all that came has been used.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended && self.input.is_empty()
+    }
+
     pub(super) fn nothing_to_write(&self) -> bool {
         self.queue.is_empty() && self.tail.is_empty()
     }
 
     /// Ready while what waits to be written is little.
     pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.queued + self.tail.len() < HIGH_WATER {
-            return Poll::Ready(Ok(()));
+        if self.is_congested() {
+            self.poll_flush(cx)
+        } else {
+            Poll::Ready(Ok(()))
         }
-        self.poll_flush(cx)
     }
 
     /// Writes all that is queued.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.seal();
-        while !self.queue.is_empty() {
-            let n = if self.queue.len() > 1 && self.io.is_write_vectored() {
-                let mut slices = [IoSlice::new(&[]); 16];
+        while !self.nothing_to_write() {
+            let n = if self.queue.is_empty() {
+                ready!(Pin::new(&mut self.io).poll_write(cx, &self.tail))?
+            } else {
+                let mut slices = [IoSlice::new(&[]); SLICES];
                 let mut used = 0;
-                for (slot, piece) in slices.iter_mut().zip(&self.queue) {
+                let pieces = self.queue.iter().map(Bytes::chunk).chain([&self.tail[..]]);
+                for (slot, piece) in slices.iter_mut().zip(pieces) {
                     *slot = IoSlice::new(piece);
                     used += 1;
                 }
                 let slices = slices.get(..used).unwrap_or_default();
                 ready!(Pin::new(&mut self.io).poll_write_vectored(cx, slices))?
-            } else {
-                let front = self.queue.front().map(Bytes::chunk).unwrap_or_default();
-                ready!(Pin::new(&mut self.io).poll_write(cx, front))?
             };
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -167,7 +188,6 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
 
     fn wrote(&mut self, mut n: usize) {
         self.written += n as u64;
-        self.queued -= n;
         self.unflushed = true;
         while n > 0
             && let Some(front) = self.queue.front_mut()
@@ -175,10 +195,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
             let step = n.min(front.len());
             front.advance(step);
             n -= step;
+            self.queued -= step;
             if front.is_empty() {
                 self.queue.pop_front();
             }
         }
+        self.tail.advance(n.min(self.tail.len()));
     }
 
     /// Gives back what an idle connection does not need.
