@@ -10,7 +10,10 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Invalid, SpiffeId, TrustDomain};
+use crate::{
+    config::{Invalid, SpiffeId, TrustDomain},
+    init::InitArgs,
+};
 
 /// Outrigger's sidecar proxy.
 #[derive(Debug, Parser)]
@@ -23,8 +26,10 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the proxy.
-    Run(RunArgs),
+    /// Run the proxy
+    Run(Box<RunArgs>),
+    /// Install, verify or remove the rules that redirect a pod's traffic to the proxy
+    Init(InitArgs),
 }
 
 /// How log lines look.

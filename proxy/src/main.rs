@@ -1,2 +1,75 @@
 //! `outrigger-proxy`: the sidecar binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use outrigger_proxy::{
+    app,
+    bootstrap::{Cli, Command, LogFormat, RunArgs},
+    init::{self, InitArgs},
+};
+use tracing_subscriber::EnvFilter;
+
+/// Gives memory back to the kernel after a burst, which glibc's does not.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    let args = match Cli::parse().command {
+        Command::Run(args) => args,
+        Command::Init(args) => return redirect(&args),
+    };
+    if let Err(error) = start_logging(&args) {
+        complain(&error);
+        return ExitCode::from(2);
+    }
+    match app::run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the command's output")]
+fn redirect(args: &InitArgs) -> ExitCode {
+    match init::run(args) {
+        Ok(report) if args.dry_run => print!("{}", report.rules),
+        Ok(report) if args.remove => println!("redirect rules removed ({})", report.backend),
+        Ok(report) => println!(
+            "redirecting outbound TCP to {}, inbound to {} ({}, {}), verified by traffic",
+            args.outbound_port,
+            args.inbound_port,
+            report.backend,
+            if report.ipv6 { "IPv4 and IPv6" } else { "IPv4" },
+        ),
+        Err(error) => {
+            complain(&anyhow::Error::new(error).context("init"));
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn start_logging(args: &RunArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log_level)
+        .map_err(|error| anyhow::anyhow!("--log-level {:?}: {error}", args.log_level))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the last word before exit is for a person"
+)]
+fn complain(error: &anyhow::Error) {
+    eprintln!("outrigger-proxy: {error:#}");
+}

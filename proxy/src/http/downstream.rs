@@ -211,6 +211,13 @@ impl Downstream<'_> {
         }
     }
 
+    /// The connection takes no request after this one; call it before the head is sent.
+    pub fn close_after(&mut self) {
+        if let Self::Http1(conn) = self {
+            conn.set_close();
+        }
+    }
+
     /// Tells a client that still sends that nobody reads on: the answer is complete (RFC 9113
     /// §8.1). For HTTP/1.1 the connection's loop does this by its lingering close.
     pub fn stop_request(&mut self) {

@@ -8,7 +8,9 @@ use std::{fmt, io, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use prefixed::Prefixed;
-pub use system::{Dialer, canonical, has_ipv6, listen, original_destination, tune_accepted};
+pub use system::{
+    Dialer, canonical, has_ipv6, listen, original_destination, own_addresses, tune_accepted,
+};
 
 /// A byte stream that the data path can work on: a socket, TLS over one, or a simulated one.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug {

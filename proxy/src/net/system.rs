@@ -2,12 +2,12 @@
 
 use std::{
     io,
-    net::{Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, USER_TIMEOUT};
 
@@ -19,7 +19,7 @@ const BACKLOG: i32 = 4096;
 ///
 /// # Errors
 /// What the kernel says, such as an address in use.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking().cloexec(),
@@ -32,7 +32,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// Settings for a connection that was accepted.
@@ -130,6 +130,32 @@ pub fn has_ipv6() -> bool {
         .is_ok()
 }
 
+/// The addresses of this network namespace, loopback left out. Read from the kernel's own tables;
+/// what cannot be read is left out.
+#[must_use]
+pub fn own_addresses() -> Vec<IpAddr> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let mut found = Vec::new();
+    let mut candidate = None;
+    for line in read("/proc/net/fib_trie").lines() {
+        if let Some(address) = line.trim().strip_prefix("|-- ") {
+            candidate = address.parse::<Ipv4Addr>().ok();
+        } else if line.contains("host LOCAL") {
+            found.extend(candidate.take().map(IpAddr::V4));
+        }
+    }
+    for line in read("/proc/net/if_inet6").lines() {
+        let digits = line.split_whitespace().next().unwrap_or_default();
+        if let Ok(bits) = u128::from_str_radix(digits, 16) {
+            found.push(IpAddr::V6(Ipv6Addr::from(bits)));
+        }
+    }
+    found.retain(|address| !address.is_loopback());
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +163,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_was_not_redirected_has_no_original_destination() {
         let listener = listen("127.0.0.1:0".parse().expect("address")).expect("bound");
+        let listener = tokio::net::TcpListener::from_std(listener).expect("usable");
         let address = listener.local_addr().expect("address");
         let dial = Dialer::default();
         let (client, server) = tokio::join!(

@@ -1,9 +1,18 @@
 //! What the mesh adds to a request: who may send it, how long it may take, when it is tried again,
-//! how much of it there may be, and faults made on purpose. Everything here is a decision; carrying
-//! it out is left to the data path, so that each can be tested without a socket or a clock.
+//! how much of it there may be, and faults made on purpose. The decisions
+//! are pure, so that each can be tested without a socket or a clock; [`serve`] carries them out in
+//! order, `forward` makes the tries, `exchange` moves the bytes.
 
 pub mod authz;
 pub mod deadline;
+mod exchange;
 pub mod fault_injection;
+mod forward;
 pub mod ratelimit;
+mod replay;
 pub mod retry;
+pub mod serve;
+mod upstream;
+pub mod worker;
+
+pub use forward::Tunnel;

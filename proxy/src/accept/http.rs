@@ -1,0 +1,351 @@
+//! HTTP connections: one request after the other, or many at once.
+
+use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use h2::server::{Builder, SendResponse};
+use http::{HeaderValue, Method, Request, Response, Uri, header};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::{Chosen, Facts, rechoose};
+use crate::{
+    config::{
+        listener::{ChainKind, Codec, HttpManager},
+        tls::{ALPN_MESH_HTTP1, ALPN_MESH_HTTP2},
+    },
+    detect::{Peek, Protocol},
+    drain::Phase,
+    fault::Fault,
+    http::{
+        BodyLen, Downstream, MAX_HEAD_BYTES,
+        downstream::Http2Exchange,
+        h1::{self, Limits, ServerConn},
+        h2::{CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW},
+        reply::{Caller, LocalReply},
+    },
+    net::{BoxIo, Prefixed},
+    policy::{
+        Tunnel,
+        serve::{Connection, Incoming, serve as serve_request},
+        worker::Worker,
+    },
+    tcp::relay,
+    telemetry::Record,
+};
+
+/// How long a lingering close waits for the client to notice (HT-18).
+const LINGER: Duration = Duration::from_secs(5);
+/// A head has to come within this from its first byte, unless the manager says otherwise (LK-05).
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A connection with the settings that serve it, looked up again when configuration changes.
+struct Served {
+    conn: Connection,
+    facts: Facts,
+    manager: Arc<HttpManager>,
+    world: usize,
+}
+
+impl Served {
+    /// The settings now in force (TL-11: a new policy holds for the next request).
+    fn manager(&mut self, worker: &Worker) -> Arc<HttpManager> {
+        let world = worker.shared.world.load();
+        let address = Arc::as_ptr(&*world).addr();
+        if address != self.world {
+            self.world = address;
+            let chain = rechoose(&world, &self.conn.listener, &self.facts);
+            if let Some(ChainKind::Http(manager)) = chain.as_deref().map(|c| &c.kind) {
+                self.manager = Arc::clone(manager);
+            }
+        }
+        Arc::clone(&self.manager)
+    }
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(worker: &Arc<Worker>, chosen: Chosen, manager: Arc<HttpManager>) {
+    let Chosen {
+        conn,
+        facts,
+        mut io,
+        alpn,
+        protocol,
+        _in_use: in_use,
+        ..
+    } = chosen;
+    let known = match (manager.codec, alpn.as_deref(), &protocol) {
+        (Codec::Http1, ..) => Some(false),
+        (Codec::Http2, ..) | (_, Some(b"h2" | ALPN_MESH_HTTP2), _) => Some(true),
+        (_, Some(b"http/1.1" | ALPN_MESH_HTTP1), _) => Some(false),
+        (_, None, Some(Protocol::Http2)) => Some(true),
+        (_, None, Some(Protocol::Http10 | Protocol::Http11)) => Some(false),
+        _ => None,
+    };
+    let http2 = match known {
+        Some(known) => known,
+        None => match sniff(&mut io).await {
+            Some((http2, prefix)) => {
+                io = Box::new(Prefixed::new(io, prefix));
+                http2
+            }
+            None => return,
+        },
+    };
+    let served = Served {
+        conn,
+        facts,
+        manager,
+        world: 0,
+    };
+    if http2 {
+        Box::pin(serve_http2(worker, served, io)).await;
+    } else {
+        Box::pin(serve_http1(worker, served, io)).await;
+    }
+    drop(in_use);
+}
+
+/// Tells HTTP/2 by its preface where nothing else did.
+async fn sniff(io: &mut BoxIo) -> Option<(bool, Bytes)> {
+    let mut peek = Peek::default();
+    let give_up = Instant::now() + HEAD_TIMEOUT;
+    loop {
+        tokio::select! {
+            read = peek.read_more(io) => read.ok()?,
+            () = sleep_until(give_up) => return None,
+        }
+        if peek.is_empty() && peek.ended() {
+            return None;
+        }
+        if let Some(verdict) = peek.verdict() {
+            return Some((verdict == Protocol::Http2, peek.into_bytes()));
+        }
+    }
+}
+
+async fn serve_http1(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
+    let mut server = ServerConn::new(io, Bytes::new(), Limits::default());
+    let drain = worker.shared.drain.clone();
+    let mut draining = pin!(drain.reached(Phase::Draining));
+    let mut requests = 0_u32;
+    loop {
+        let idle = served.manager.idle_timeout;
+        let begun = tokio::select! {
+            biased;
+            begun = poll_fn(|cx| server.poll_begun(cx)) => begun.unwrap_or(false),
+            () = draining.as_mut(), if drain.phase() < Phase::Draining || requests > 0 => false,
+            () = sleep(idle.unwrap_or(Duration::MAX)), if idle.is_some() => false,
+        };
+        if !begun {
+            return;
+        }
+        let manager = served.manager(worker);
+        let limit = manager.request_headers_timeout.unwrap_or(HEAD_TIMEOUT);
+        let head = match timeout(limit, poll_fn(|cx| server.poll_request(cx))).await {
+            Ok(Ok(Some(head))) => head,
+            Ok(Ok(None)) => return,
+            Ok(Err(error)) => return refuse(worker, &served.conn, server, &error).await,
+            Err(_) => return stalled(worker, &served.conn, server).await,
+        };
+        requests = requests.saturating_add(1);
+        let worn = manager.max_requests_per_connection;
+        if worn.is_some_and(|max| requests >= max) || drain.phase() >= Phase::Draining {
+            server.set_close();
+        }
+        let incoming = Incoming {
+            head: head.head,
+            len: head.len,
+            names: head.names,
+        };
+        let mut down = Downstream::Http1(&mut server);
+        let tunnel = serve_request(worker, &served.conn, &manager, incoming, &mut down).await;
+        if let Some(tunnel) = tunnel {
+            return run_tunnel(worker, server, tunnel).await;
+        }
+        if server.is_broken() {
+            return;
+        }
+        if !server.is_reusable() {
+            let linger = poll_fn(|cx| server.poll_linger(cx));
+            // Over the limit is over: the client had its time.
+            let _late = timeout(LINGER, linger).await;
+            return;
+        }
+        server.done();
+    }
+}
+
+/// Relays what follows a protocol switch.
+async fn run_tunnel(worker: &Arc<Worker>, server: ServerConn<BoxIo>, tunnel: Tunnel) {
+    let (down, ahead) = server.into_parts();
+    let prefixed = |io: BoxIo, bytes: Bytes| -> BoxIo {
+        if bytes.is_empty() {
+            io
+        } else {
+            Box::new(Prefixed::new(io, bytes))
+        }
+    };
+    let down = prefixed(down, ahead);
+    let Tunnel { io, rest, idle, .. } = tunnel;
+    let closing = worker.shared.drain.reached(Phase::Closing);
+    relay(down, prefixed(io, rest), idle, closing).await;
+}
+
+/// Answers what is no request, says so in the log, and closes.
+async fn refuse(
+    worker: &Arc<Worker>,
+    conn: &Connection,
+    server: ServerConn<BoxIo>,
+    error: &h1::Error,
+) {
+    let fault = error.downstream_fault();
+    if fault == Fault::DownstreamReset {
+        return;
+    }
+    let details = error.to_string();
+    let mut reply = LocalReply::new(fault, &details);
+    reply.status = error.status();
+    local_answer(worker, conn, server, &reply).await;
+}
+
+async fn stalled(worker: &Arc<Worker>, conn: &Connection, server: ServerConn<BoxIo>) {
+    let reply = LocalReply::new(Fault::DownstreamIdle, "the head did not come in time");
+    local_answer(worker, conn, server, &reply).await;
+}
+
+async fn local_answer(
+    worker: &Arc<Worker>,
+    conn: &Connection,
+    mut server: ServerConn<BoxIo>,
+    reply: &LocalReply<'_>,
+) {
+    let mut record = Record::new(
+        conn.listener.direction,
+        conn.source,
+        conn.destination,
+        Instant::now(),
+    );
+    let caller = Caller {
+        http1: true,
+        ..Caller::default()
+    };
+    let response = reply.build(&caller);
+    record.fault = Some(reply.fault);
+    reply.details.clone_into(&mut record.details);
+    record.status = Some(response.status());
+    let (parts, body) = response.into_parts();
+    server.set_close();
+    let len = BodyLen::Known(body.len() as u64);
+    server.send_response(&Response::from_parts(parts, ()), len, None);
+    server.send_data(body);
+    let _late = timeout(LINGER, poll_fn(|cx| server.poll_linger(cx))).await;
+    worker.shared.telemetry.request(&record);
+}
+
+async fn serve_http2(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
+    let handshake = Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD_BYTES)
+        .handshake::<_, Bytes>(io);
+    let mut connection = match timeout(HEAD_TIMEOUT, handshake).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, source = %served.conn.source, "HTTP/2 preface");
+            return;
+        }
+        Err(_) => return,
+    };
+    let conn = Arc::new(Connection {
+        listener: Arc::clone(&served.conn.listener),
+        source: served.conn.source,
+        destination: served.conn.destination,
+        peer: served.conn.peer.clone(),
+        server_name: served.conn.server_name.clone(),
+        tls: served.conn.tls,
+    });
+    let drain = worker.shared.drain.clone();
+    let mut draining = pin!(drain.reached(Phase::Draining));
+    let mut closing = pin!(drain.reached(Phase::Closing));
+    let mut told = false;
+    loop {
+        let idle = served.manager.idle_timeout;
+        let quiet = idle.is_some() && !connection.has_streams() && !told;
+        let next = tokio::select! {
+            next = connection.accept() => next,
+            () = draining.as_mut(), if !told => {
+                told = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+            () = closing.as_mut() => return,
+            () = sleep(idle.unwrap_or(Duration::MAX)), if quiet => {
+                told = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+        };
+        match next {
+            Some(Ok((request, respond))) => {
+                let manager = served.manager(worker);
+                let worker = Arc::clone(worker);
+                let conn = Arc::clone(&conn);
+                tokio::spawn(async move {
+                    serve_stream(&worker, &conn, &manager, request, respond).await;
+                });
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, source = %conn.source, "HTTP/2 connection ended");
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+async fn serve_stream(
+    worker: &Arc<Worker>,
+    conn: &Connection,
+    manager: &Arc<HttpManager>,
+    request: Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let (mut parts, body) = request.into_parts();
+    if parts.method == Method::CONNECT {
+        // Tunnels inside HTTP/2 are not built; saying so is better than half a tunnel.
+        let refusal = Response::builder().status(http::StatusCode::NOT_IMPLEMENTED);
+        if let Ok(refusal) = refusal.body(()) {
+            let _gone = respond.send_response(refusal, true);
+        }
+        return;
+    }
+    // One form inside the proxy: authority in `host`, target in origin form (H2-12).
+    let authority = parts.uri.authority().map(|a| a.as_str().to_owned());
+    if let Some(host) = authority.and_then(|a| HeaderValue::try_from(a).ok()) {
+        parts.headers.insert(header::HOST, host);
+    }
+    if let Some(target) = parts.uri.path_and_query() {
+        parts.uri = target.as_str().parse::<Uri>().unwrap_or_default();
+    }
+    let ended = body.is_end_stream();
+    let len = parts
+        .headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    let len = match (ended, len) {
+        (true, Some(0)) => BodyLen::Known(0),
+        (true, _) => BodyLen::Empty,
+        (false, Some(n)) => BodyLen::Known(n),
+        (false, None) => BodyLen::Chunked,
+    };
+    let incoming = Incoming {
+        head: Request::from_parts(parts, ()),
+        len,
+        names: None,
+    };
+    let exchange = Http2Exchange::new(body, respond);
+    let mut down = Downstream::Http2(Box::new(exchange));
+    // An HTTP/2 stream cannot become a tunnel here: it asks for no switch.
+    drop(serve_request(worker, conn, manager, incoming, &mut down).await);
+}

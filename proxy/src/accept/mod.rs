@@ -1,0 +1,303 @@
+//! An accepted connection, up to the point where its kind is known: where it was going, what it
+//! speaks, which filter chain serves it, who the peer is.
+
+mod http;
+mod inspect;
+mod opaque;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    config::{
+        Listener, ListenerName,
+        listener::{ChainKind, ConnFacts, Direction, FilterChain, Transport},
+        rbac::Rbac,
+        tls::ServerTls,
+    },
+    detect::Protocol,
+    net::{BoxIo, Io, Prefixed, canonical, original_destination, tune_accepted},
+    policy::{
+        authz,
+        serve::Connection,
+        worker::{Worker, World},
+    },
+    tls::peer_identity,
+    xds::{Demanded, InUse},
+};
+
+/// How long an unknown destination may take to be asked for.
+const DEMAND_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a client's TLS handshake (LK-05).
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Which socket a connection came in by.
+#[derive(Clone, Debug)]
+pub enum Door {
+    /// The one that the kernel redirects to.
+    Redirect(Direction),
+    /// A listener with a socket of its own.
+    Listener(ListenerName),
+}
+
+/// Why a connection is not served.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("it was not redirected here; this port is not to be connected to")]
+    NotRedirected,
+    #[error("its destination is this proxy itself")]
+    Loop,
+    #[error("no listener serves it")]
+    NoListener,
+    #[error("the control plane cannot be asked for its destination")]
+    NoConfig,
+    #[error("no filter chain takes it ({0})")]
+    NoChain(String),
+    #[error("{0}")]
+    Denied(String),
+    #[error("{0}")]
+    Tls(String),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// What the choice of a chain was based on; kept to choose again when configuration changes.
+#[derive(Debug)]
+struct Facts {
+    source: SocketAddr,
+    destination: SocketAddr,
+    transport: Transport,
+    server_name: Option<String>,
+    protocols: Vec<Vec<u8>>,
+}
+
+impl Facts {
+    fn chain(&self, listener: &Listener) -> Option<Arc<FilterChain>> {
+        let protocols: Vec<&[u8]> = self.protocols.iter().map(Vec::as_slice).collect();
+        let facts = ConnFacts {
+            source: self.source,
+            destination: self.destination,
+            transport: self.transport,
+            server_name: self.server_name.as_deref(),
+            application_protocols: &protocols,
+        };
+        listener.chain(&facts).cloned()
+    }
+}
+
+/// A connection whose chain is known.
+struct Chosen {
+    conn: Connection,
+    chain: Arc<FilterChain>,
+    facts: Facts,
+    io: BoxIo,
+    /// Negotiated in TLS.
+    alpn: Option<Vec<u8>>,
+    /// Seen in clear text.
+    protocol: Option<Protocol>,
+    /// Already dialled while waiting for the first byte.
+    dialled: Option<opaque::Upstream>,
+    /// Keeps the destination subscribed.
+    _in_use: Option<InUse>,
+}
+
+/// Serves one connection to its end.
+pub async fn connection(worker: Arc<Worker>, stream: TcpStream, source: SocketAddr, door: Door) {
+    let _open = worker.shared.drain.connection();
+    tune_accepted(&stream);
+    let source = canonical(source);
+    match choose(&worker, stream, source, &door).await {
+        Ok(Some(chosen)) => match Arc::clone(&chosen.chain).kind.clone() {
+            ChainKind::Http(manager) => http::serve(&worker, chosen, manager).await,
+            ChainKind::Tcp(proxy) => Box::pin(opaque::serve(&worker, chosen, &proxy)).await,
+        },
+        Ok(None) => {}
+        Err(Refused::Io(error)) => tracing::debug!(%source, %error, "connection ended early"),
+        Err(refused) => {
+            tracing::info!(%source, ?door, reason = %refused, "connection refused");
+        }
+    }
+}
+
+/// Finds listener, protocol, chain and peer. `None` when the client left before saying anything.
+async fn choose(
+    worker: &Arc<Worker>,
+    stream: TcpStream,
+    source: SocketAddr,
+    door: &Door,
+) -> Result<Option<Chosen>, Refused> {
+    let local = canonical(stream.local_addr()?);
+    let original = original_destination(&stream)?;
+    let destination = original.unwrap_or(local);
+    let (listener, in_use) = match find(worker, door, original, destination).await {
+        Ok(found) => found,
+        Err(refused) => {
+            stream.reset_on_drop();
+            return Err(refused);
+        }
+    };
+    let seen = inspect::inspect(worker, &listener, stream, source, destination).await?;
+    let Some(seen) = seen else {
+        return Ok(None);
+    };
+    let facts = seen.facts(source, destination);
+    let Some(chain) = facts.chain(&listener) else {
+        seen.io.reset_on_drop();
+        return Err(Refused::NoChain(format!(
+            "to {destination}, {}",
+            seen.describe()
+        )));
+    };
+    let mut conn = Connection {
+        listener,
+        source,
+        destination,
+        peer: None,
+        server_name: facts.server_name.clone(),
+        tls: false,
+    };
+    let inspect::Seen {
+        io,
+        prefix,
+        protocol,
+        dialled,
+    } = seen;
+    let (io, alpn) = match &chain.tls {
+        None if prefix.is_empty() => (Box::new(io) as BoxIo, None),
+        None => (Box::new(Prefixed::new(io, prefix)) as BoxIo, None),
+        Some(tls) => terminate(worker, tls, io, prefix, &mut conn).await?,
+    };
+    for rbac in &chain.rbac {
+        if let Err(refused) = authorize(rbac, &conn) {
+            io.reset_on_drop();
+            return Err(refused);
+        }
+    }
+    Ok(Some(Chosen {
+        conn,
+        chain,
+        facts,
+        io,
+        alpn,
+        protocol,
+        dialled,
+        _in_use: in_use,
+    }))
+}
+
+/// The listener for a connection.
+async fn find(
+    worker: &Arc<Worker>,
+    door: &Door,
+    original: Option<SocketAddr>,
+    destination: SocketAddr,
+) -> Result<(Arc<Listener>, Option<InUse>), Refused> {
+    let shared = &worker.shared;
+    let world = shared.world.load_full();
+    let direction = match door {
+        Door::Listener(name) => {
+            let listener = world.live.snapshot.listeners.get(name);
+            return listener
+                .map(|found| (Arc::clone(found), None))
+                .ok_or(Refused::NoListener);
+        }
+        Door::Redirect(direction) => *direction,
+    };
+    // TC-10: whoever dials the redirect port itself would make us dial ourselves.
+    let Some(original) = original else {
+        return Err(Refused::NotRedirected);
+    };
+    let ip = original.ip();
+    let own = ip.is_loopback() || shared.own_ips.contains(&ip);
+    if own && shared.own_ports.contains(&original.port()) {
+        return Err(Refused::Loop);
+    }
+    let mut in_use = None;
+    if direction == Direction::Outbound {
+        if let Some(found) = world.destination(destination) {
+            if let Some(Demanded::Known(guard)) = shared.demand().peek(destination) {
+                in_use = Some(guard);
+            }
+            return Ok((Arc::clone(found), in_use));
+        }
+        let asked = shared.demand().destination(destination);
+        match timeout(DEMAND_TIMEOUT, asked).await {
+            Ok(Demanded::Known(guard)) => {
+                in_use = Some(guard);
+                let world = shared.world.load_full();
+                if let Some(found) = world.destination(destination) {
+                    return Ok((Arc::clone(found), in_use));
+                }
+            }
+            Ok(Demanded::Absent) => {}
+            // Not known is not the same as not in the mesh: it is not let out in clear text.
+            Ok(Demanded::Unavailable) | Err(_) => return Err(Refused::NoConfig),
+        }
+    }
+    let world = shared.world.load_full();
+    let found = world.catch_all(direction).cloned();
+    found
+        .map(|found| (found, in_use))
+        .ok_or(Refused::NoListener)
+}
+
+/// Terminates the mesh's TLS (or a listener's own).
+async fn terminate(
+    worker: &Arc<Worker>,
+    tls: &Arc<ServerTls>,
+    io: TcpStream,
+    prefix: Bytes,
+    conn: &mut Connection,
+) -> Result<(BoxIo, Option<Vec<u8>>), Refused> {
+    let config = worker
+        .shared
+        .server_tls
+        .config(tls)
+        .map_err(|error| Refused::Tls(format!("TLS settings: {error}")))?;
+    let accept = TlsAcceptor::from(config).accept(Prefixed::new(io, prefix));
+    let failed = |why: String| {
+        Refused::Tls(format!(
+            "TLS handshake: {why} (server name {})",
+            conn.server_name.as_deref().unwrap_or("-"),
+        ))
+    };
+    let stream = match timeout(HANDSHAKE_TIMEOUT, accept).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(failed(error.to_string())),
+        Err(_) => return Err(failed(format!("not done within {HANDSHAKE_TIMEOUT:?}"))),
+    };
+    let (_, session) = stream.get_ref();
+    conn.peer = peer_identity(session.peer_certificates());
+    conn.tls = true;
+    let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
+    Ok((Box::new(stream), alpn))
+}
+
+fn authorize(rbac: &Rbac, conn: &Connection) -> Result<(), Refused> {
+    let facts = authz::Connection {
+        peer: conn.peer.as_ref(),
+        source: conn.source,
+        client: conn.source.ip(),
+        destination: conn.destination,
+        server_name: conn.server_name.as_deref(),
+    };
+    let verdict = authz::connection(rbac, &facts);
+    if verdict.enforced.allowed {
+        return Ok(());
+    }
+    Err(Refused::Denied(verdict.enforced.reason()))
+}
+
+/// The chain as the configuration now in force has it; `None` when nothing takes the connection any
+/// more.
+fn rechoose(world: &World, listener: &Listener, facts: &Facts) -> Option<Arc<FilterChain>> {
+    let snapshot = &world.live.snapshot;
+    let now = snapshot
+        .listeners
+        .get(&listener.name)
+        .or_else(|| snapshot.by_destination.get(&listener.address))?;
+    facts.chain(now)
+}

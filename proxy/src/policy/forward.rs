@@ -1,0 +1,598 @@
+//! The tries of one request: choose an endpoint, get a connection, send, judge what came, and
+//! perhaps again elsewhere.
+
+use std::{future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
+use tokio::time::Instant;
+
+use super::{
+    deadline::{self, Deadlines},
+    exchange::Exchange,
+    retry::{self, Decision, Tried},
+    serve::{Job, Local, authority, grpc_blames_server},
+    upstream::{Failure, FinalHead, Upstream, for_http1},
+};
+use crate::{
+    balance::{ClusterHandle, Outcome, PickCx, Picked, RequestPermit},
+    config::{cluster::UpstreamProtocol, route::RetryPolicy},
+    fault::{Fault, Resend},
+    http::{
+        BodyLen, Downstream, grpc,
+        h1::{strip_hop_by_hop, upgrade_token},
+    },
+    net::BoxIo,
+    pool::{Admit, ConnectError, Permit, Target, Wire},
+    route::{HashInput, HostHeader, RouteHit, Vars},
+    telemetry::Attempt,
+};
+
+/// How often a connection is asked for again while the cluster's limit is reached.
+const CONNECTION_POLL: Duration = Duration::from_millis(2);
+const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+
+/// The endpoint's half of a request that became a tunnel.
+pub struct Tunnel {
+    pub io: BoxIo,
+    /// Read beyond the response head.
+    pub rest: Bytes,
+    pub idle: Option<Duration>,
+    #[expect(dead_code, reason = "held as long as the tunnel")]
+    permits: (Permit, Picked, RequestPermit),
+}
+
+impl std::fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tunnel").finish_non_exhaustive()
+    }
+}
+
+/// What all tries of a request share.
+struct Tries<'r> {
+    hit: &'r RouteHit,
+    cluster: Arc<ClusterHandle>,
+    policy: Arc<RetryPolicy>,
+    deadlines: Deadlines,
+    high: bool,
+    hash: Option<u64>,
+    cookies: Vec<HeaderValue>,
+    tried: Vec<SocketAddr>,
+}
+
+/// One try that brought a response head.
+struct Answered {
+    up: Upstream,
+    head: FinalHead,
+    picked: Picked,
+    latency: Duration,
+}
+
+impl Job<'_> {
+    pub(super) async fn forward(
+        &mut self,
+        hit: &RouteHit,
+        exchange: &mut Exchange<'_, '_>,
+    ) -> Result<Option<Tunnel>, Local> {
+        let mut tries = self.prepare(hit)?;
+        if self.len.is_empty() {
+            tries.deadlines.request_ended(Instant::now());
+        }
+        let cluster = Arc::clone(&tries.cluster);
+        let permit = self
+            .worker
+            .with_rng(|rng| cluster.admit(tries.high, Instant::now(), rng))
+            .map_err(|fault| Local::new(fault, cluster.config.name.as_str()))?;
+        let mut retry_permit = None;
+        loop {
+            let tried = self.attempt(&mut tries, exchange).await;
+            drop(retry_permit.take());
+            let wait = match self.judge(&tries, exchange, &tried) {
+                Decision::Retry { wait } => {
+                    retry_permit = cluster.retry();
+                    retry_permit.is_some().then_some(wait)
+                }
+                Decision::Stop(_) => None,
+            };
+            match (wait, tried) {
+                (None, Ok(answered)) => {
+                    return self.respond(tries, answered, permit, exchange).await;
+                }
+                (None, Err((failure, _))) => {
+                    let (outcome, now) = (outcome_of(failure.fault), Instant::now());
+                    permit.finish(outcome, now - self.record.started, now);
+                    return Err(Local::new(failure.fault, failure.detail));
+                }
+                (Some(wait), tried) => {
+                    if let Ok(answered) = tried {
+                        answered.discard();
+                    }
+                    self.pause(wait, exchange).await?;
+                }
+            }
+        }
+    }
+
+    fn prepare<'r>(&mut self, hit: &'r RouteHit) -> Result<Tries<'r>, Local> {
+        let world = Arc::clone(&self.world);
+        let forward = hit
+            .forward()
+            .ok_or_else(|| Local::new(Fault::Internal, "the route does not forward"))?;
+        let missing = |name: &str| Local {
+            status: Some(forward.cluster_not_found),
+            ..Local::new(Fault::ClusterNotFound, name)
+        };
+        let name = hit.cluster.as_ref().ok_or_else(|| missing(""))?;
+        let cluster = world.live.clusters.get(name);
+        let cluster = Arc::clone(cluster.ok_or_else(|| missing(name.as_str()))?);
+        self.record.cluster = Some(name.clone());
+        let policy = hit
+            .retry()
+            .map_or_else(|| Arc::new(RetryPolicy::standard()), Arc::clone);
+        let asked = self
+            .caller
+            .grpc
+            .as_ref()
+            .and_then(|_| deadline::grpc_timeout(&self.parts.headers));
+        let deadlines = Deadlines::new(forward, &policy, self.manager, asked, self.record.started);
+        let hash = if forward.hash.is_empty() {
+            None
+        } else {
+            let view = self.view();
+            let input = HashInput {
+                request: &view,
+                source: self.conn.source.ip(),
+            };
+            Some(self.worker.with_rng(|rng| hit.hash(&input, rng)))
+        };
+        let high = forward.high_priority;
+        self.rewrite(hit);
+        let (hash, cookies) = hash.map_or((None, Vec::new()), |h| (h.value, h.set_cookies));
+        Ok(Tries {
+            hit,
+            cluster,
+            policy,
+            deadlines,
+            high,
+            hash,
+            cookies,
+            tried: Vec::new(),
+        })
+    }
+
+    /// What the route changes in the head, for all tries alike.
+    fn rewrite(&mut self, hit: &RouteHit) {
+        if let Some(target) = self
+            .parts
+            .uri
+            .path_and_query()
+            .and_then(|target| hit.rewritten_path(target.as_str()))
+        {
+            self.parts.uri = target
+                .as_str()
+                .parse()
+                .unwrap_or_else(|_| self.parts.uri.clone());
+        }
+        let host = hit.host_header(&self.parts.headers);
+        let mut headers = std::mem::take(&mut self.parts.headers);
+        let original = headers.clone();
+        let vars = Vars {
+            remote: self.conn.source,
+            protocol: match self.parts.version {
+                Version::HTTP_2 => "HTTP/2",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
+            request: crate::config::matcher::RequestView {
+                headers: &original,
+                ..self.view()
+            },
+        };
+        hit.apply_to_request(&mut headers, &vars);
+        if let HostHeader::Set(host) = host {
+            headers.insert(header::HOST, host);
+        }
+        self.parts.headers = headers;
+    }
+
+    /// One try, up to its response head.
+    async fn attempt(
+        &mut self,
+        tries: &mut Tries<'_>,
+        exchange: &mut Exchange<'_, '_>,
+    ) -> Result<Answered, (Failure, Option<SocketAddr>)> {
+        let began = Instant::now();
+        let picked = self.worker.with_rng(|rng| {
+            let cx = PickCx {
+                hash: tries.hash,
+                tried: &tries.tried,
+                original_dst: Some(self.conn.destination),
+                now: began,
+            };
+            tries.cluster.pick(&cx, rng)
+        });
+        let name = tries.cluster.config.name.as_str();
+        let picked = picked.map_err(|fault| (Failure::before_sending(fault, name), None))?;
+        let address = picked.endpoint.config.address;
+        tries.tried.push(address);
+        let mut attempt = Attempt {
+            endpoint: address,
+            began,
+            ended: began,
+            connect: Duration::ZERO,
+            tls: Duration::ZERO,
+            reused: false,
+            status: None,
+            fault: None,
+            detail: String::new(),
+        };
+        let sent = self.send(tries, &picked, &mut attempt, exchange).await;
+        let result = match sent {
+            Ok(mut up) => match exchange.head(&mut up, &mut tries.deadlines).await {
+                Ok(head) => Ok((up, head)),
+                Err(failure) => Err(failure),
+            },
+            Err(failure) => Err(failure),
+        };
+        let now = Instant::now();
+        attempt.ended = now;
+        let latency = now - began;
+        match result {
+            Ok((up, head)) => {
+                attempt.status = Some(head.head.status());
+                self.record.attempts.push(attempt);
+                Ok(Answered {
+                    up,
+                    head,
+                    picked,
+                    latency,
+                })
+            }
+            Err(failure) => {
+                attempt.fault = Some(failure.fault);
+                attempt.detail.clone_from(&failure.detail);
+                self.record.attempts.push(attempt);
+                picked.record(outcome_of(failure.fault), latency, now);
+                Err((failure, Some(address)))
+            }
+        }
+    }
+
+    /// Gets a connection to the endpoint and puts the head on it.
+    async fn send(
+        &mut self,
+        tries: &Tries<'_>,
+        picked: &Picked,
+        attempt: &mut Attempt,
+        exchange: &mut Exchange<'_, '_>,
+    ) -> Result<Upstream, Failure> {
+        let cluster = &tries.cluster;
+        let config = &cluster.config;
+        let target = self.worker.target(config, &picked.endpoint);
+        let high = tries.high;
+        let admit = || {
+            let permit = cluster.connection(high)?;
+            Ok(Box::new(permit) as Permit)
+        };
+        let wire = self.wire(config.protocol);
+        let mut head = self.head_for(tries, picked);
+        let pending = cluster
+            .pending(high)
+            .map_err(|fault| Failure::before_sending(fault, config.name.as_str()))?;
+        let limit = tries.deadlines.head_by();
+        let connected = self.lease(wire, &target, &admit);
+        let lease = tokio::select! {
+            lease = connected => lease
+                .map_err(|error| Failure::before_sending(error.fault, &*error.detail))?,
+            () = poll_fn(|cx| exchange.down.poll_gone(cx)) => {
+                return Err(Failure::before_sending(Fault::DownstreamReset, ""));
+            }
+            fault = until(limit) => return Err(Failure::before_sending(fault, "")),
+        };
+        drop(pending);
+        match lease {
+            Lease::One(lease) => {
+                attempt.connect = lease.timings.connect;
+                attempt.tls = lease.timings.tls;
+                attempt.reused = lease.reused;
+                self.record.upstream_peer = lease.peer().cloned();
+                for_http1(head.headers_mut());
+                if let Some(token) = &self.upgrade {
+                    let upgrade = HeaderValue::from_static("upgrade");
+                    head.headers_mut().insert(header::CONNECTION, upgrade);
+                    head.headers_mut().insert(header::UPGRADE, token.clone());
+                }
+                let names = self.names.as_ref();
+                Ok(Upstream::http1(*lease, &head, self.len, names))
+            }
+            Lease::Two(lease) => {
+                attempt.connect = lease.timings.connect;
+                attempt.tls = lease.timings.tls;
+                attempt.reused = lease.reused;
+                self.record.upstream_peer = lease.peer().cloned();
+                Upstream::http2(lease, &head, self.len, target.tls.is_some()).await
+            }
+        }
+    }
+
+    /// A connection, waited for while the cluster's limit is reached.
+    async fn lease(
+        &self,
+        wire: Wire,
+        target: &Target,
+        admit: &dyn Admit,
+    ) -> Result<Lease, ConnectError> {
+        let pool = &self.worker.pool;
+        if wire == Wire::Http2 {
+            return pool.http2(target, admit).await.map(Lease::Two);
+        }
+        let give_up = Instant::now() + target.connect_timeout;
+        loop {
+            match pool.http1(target, admit, false).await {
+                Ok(lease) => return Ok(Lease::One(Box::new(lease))),
+                Err(error)
+                    if error.fault == Fault::OverflowConnections && Instant::now() < give_up =>
+                {
+                    tokio::time::sleep(CONNECTION_POLL).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Which version this leg speaks. Switching protocols needs HTTP/1.1 (HT-11).
+    fn wire(&self, protocol: UpstreamProtocol) -> Wire {
+        let switching = self.upgrade.is_some() || self.parts.method == Method::CONNECT;
+        match protocol {
+            _ if switching && self.parts.version < Version::HTTP_2 => Wire::Http1,
+            UpstreamProtocol::Http1 => Wire::Http1,
+            UpstreamProtocol::Http2 => Wire::Http2,
+            UpstreamProtocol::Downstream if self.parts.version == Version::HTTP_2 => Wire::Http2,
+            UpstreamProtocol::Downstream => Wire::Http1,
+        }
+    }
+
+    fn head_for(&self, tries: &Tries<'_>, picked: &Picked) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = self.parts.method.clone();
+        *request.uri_mut() = self.parts.uri.clone();
+        *request.headers_mut() = self.parts.headers.clone();
+        let headers = request.headers_mut();
+        if let HostHeader::OfEndpoint = tries.hit.host_header(&self.parts.headers)
+            && let Some(name) = &picked.endpoint.config.hostname
+            && let Ok(host) = HeaderValue::from_str(name)
+        {
+            headers.insert(header::HOST, host);
+        }
+        if let Some(left) = tries.deadlines.grpc_timeout(Instant::now()) {
+            headers.insert(grpc::GRPC_TIMEOUT, left);
+        }
+        if tries.hit.host.attempt_count_header {
+            headers.insert(ATTEMPT_COUNT, HeaderValue::from(tries.tried.len()));
+        }
+        request
+    }
+
+    fn judge(
+        &self,
+        tries: &Tries<'_>,
+        exchange: &Exchange<'_, '_>,
+        tried: &Result<Answered, (Failure, Option<SocketAddr>)>,
+    ) -> Decision {
+        let made = u32::try_from(self.record.attempts.len()).unwrap_or(u32::MAX);
+        let (sent, outcome) = match tried {
+            Ok(answered) => (
+                true,
+                retry::Outcome::Response {
+                    status: answered.head.head.status(),
+                    headers: answered.head.head.headers(),
+                    trailers: None,
+                },
+            ),
+            Err((failure, _)) => (failure.sent, retry::Outcome::Fault(failure.fault)),
+        };
+        let facts = Tried {
+            method: &self.parts.method,
+            grpc: self.record.grpc,
+            retries: made.saturating_sub(1),
+            sent,
+            committed: false,
+            replayable: exchange.replay.replayable() && self.upgrade.is_none(),
+            elsewhere: tries.cluster.stats(Instant::now()).endpoints > tries.tried.len(),
+            remaining: tries.deadlines.remaining(Instant::now()),
+        };
+        self.worker
+            .with_rng(|rng| retry::decide(&tries.policy, &facts, &outcome, rng))
+    }
+
+    /// Waits before a retry, unless the client goes.
+    async fn pause(&self, wait: Duration, exchange: &mut Exchange<'_, '_>) -> Result<(), Local> {
+        if wait.is_zero() {
+            return Ok(());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => Ok(()),
+            () = poll_fn(|cx| exchange.down.poll_gone(cx)) => {
+                Err(Local::new(Fault::DownstreamReset, ""))
+            }
+        }
+    }
+
+    /// Passes the response on.
+    async fn respond(
+        &mut self,
+        tries: Tries<'_>,
+        answered: Answered,
+        permit: RequestPermit,
+        exchange: &mut Exchange<'_, '_>,
+    ) -> Result<Option<Tunnel>, Local> {
+        let Answered {
+            mut up,
+            head,
+            picked,
+            latency,
+        } = answered;
+        let FinalHead { head, len, names } = head;
+        let status = head.status();
+        let switched = upgrade_token(head.headers());
+        let streaming = deadline::is_streaming(status, head.headers());
+        let grpc_in_head = grpc::status(head.headers());
+        if status == StatusCode::SWITCHING_PROTOCOLS && self.upgrade.is_none() {
+            picked.record(Outcome::ServerError, latency, Instant::now());
+            return Err(Local::new(
+                Fault::UpstreamProtocol,
+                "101 that nobody asked for",
+            ));
+        }
+        let head = self.response_head(head, &tries, switched.as_ref());
+        self.record.status = Some(status);
+        self.record.first_byte = Some(self.record.started.elapsed());
+        let tunnel = status == StatusCode::SWITCHING_PROTOCOLS
+            || (self.parts.method == Method::CONNECT && status.is_success());
+        if self.worker.shared.drain.phase() >= crate::drain::Phase::Draining && !tunnel {
+            exchange.down.close_after();
+        }
+        let len = if tunnel { BodyLen::Empty } else { len };
+        exchange
+            .down
+            .send_head(head, len, names.as_ref())
+            .map_err(|fault| Local::new(fault, ""))?;
+        let moved = if tunnel || (len.is_empty() && matches!(exchange.down, Downstream::Http2(_))) {
+            poll_fn(|cx| exchange.down.poll_flush(cx))
+                .await
+                .map_err(|fault| Failure {
+                    fault,
+                    detail: String::new(),
+                    sent: true,
+                    answered: true,
+                })
+        } else {
+            let limit = tries.deadlines.end_by(streaming);
+            exchange.body(&mut up, tries.deadlines.idle(), limit).await
+        };
+        let now = Instant::now();
+        self.note_grpc(exchange, grpc_in_head);
+        let outcome = match &moved {
+            Ok(()) => response_outcome(status, self.record.grpc_status),
+            Err(failure) => outcome_of(failure.fault),
+        };
+        if tunnel && moved.is_ok() {
+            let idle = tries.deadlines.idle();
+            return Ok(up.into_raw().map(|(io, rest, connection)| Tunnel {
+                io,
+                rest,
+                idle,
+                permits: (connection, picked, permit),
+            }));
+        }
+        picked.record(outcome, latency, now);
+        permit.finish(outcome, latency, now);
+        match moved {
+            Ok(()) => {
+                up.give_back();
+                Ok(None)
+            }
+            Err(failure) => Err(Local::new(failure.fault, failure.detail)),
+        }
+    }
+
+    /// The call's status: from the trailers, else from the head, else unknown (GR-07).
+    fn note_grpc(&mut self, exchange: &Exchange<'_, '_>, in_head: Option<u32>) {
+        if self.record.grpc {
+            let trailers = exchange.trailers.as_ref().and_then(grpc::status);
+            let found = trailers.or(in_head);
+            self.record.grpc_status = Some(found.unwrap_or(grpc::code::UNKNOWN));
+        }
+    }
+
+    fn response_head(
+        &self,
+        mut head: Response<()>,
+        tries: &Tries<'_>,
+        switched: Option<&HeaderValue>,
+    ) -> Response<()> {
+        strip_hop_by_hop(head.headers_mut());
+        let original = HeaderMap::new();
+        if tries.hit.changes_response() {
+            let vars = Vars {
+                remote: self.conn.source,
+                protocol: "HTTP/1.1",
+                request: crate::config::matcher::RequestView {
+                    authority: authority(&self.parts),
+                    headers: &original,
+                    ..self.view()
+                },
+            };
+            tries.hit.apply_to_response(head.headers_mut(), &vars);
+        }
+        for cookie in &tries.cookies {
+            head.headers_mut()
+                .append(header::SET_COOKIE, cookie.clone());
+        }
+        if head.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(token) = switched
+        {
+            let upgrade = HeaderValue::from_static("upgrade");
+            head.headers_mut().insert(header::CONNECTION, upgrade);
+            head.headers_mut().insert(header::UPGRADE, token.clone());
+        }
+        head
+    }
+}
+
+impl Answered {
+    /// Throws a response away in favour of another try.
+    fn discard(self) {
+        let status = self.head.head.status();
+        let grpc = grpc::status(self.head.head.headers());
+        let outcome = response_outcome(status, grpc);
+        self.picked.record(outcome, self.latency, Instant::now());
+        if self.head.len.is_empty() {
+            self.up.give_back();
+        }
+    }
+}
+
+enum Lease {
+    One(Box<crate::pool::Http1Lease>),
+    Two(crate::pool::Http2Lease),
+}
+
+async fn until(limit: Option<deadline::Limit>) -> Fault {
+    match limit {
+        Some(limit) => {
+            tokio::time::sleep_until(limit.at).await;
+            limit.fault
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// What a response says about the endpoint.
+fn response_outcome(status: StatusCode, grpc: Option<u32>) -> Outcome {
+    match status {
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            Outcome::GatewayError
+        }
+        status if status.is_server_error() => Outcome::ServerError,
+        _ if grpc.is_some_and(grpc_blames_server) => Outcome::ServerError,
+        _ => Outcome::Success,
+    }
+}
+
+/// What a failure says about the endpoint.
+fn outcome_of(fault: Fault) -> Outcome {
+    match fault {
+        Fault::ConnectFailed
+        | Fault::ConnectTimeout
+        | Fault::TlsFailed
+        | Fault::PeerIdentityMismatch => Outcome::ConnectFailed,
+        Fault::PerTryTimeout | Fault::RequestTimeout | Fault::StreamIdle => Outcome::Timeout,
+        Fault::UpstreamClosed | Fault::UpstreamReset | Fault::UpstreamProtocol => Outcome::Reset,
+        _ => Outcome::Neutral,
+    }
+}
+
+const _: () = assert!(matches!(Fault::ConnectFailed.row().resend, Resend::Safe));

@@ -1,0 +1,379 @@
+//! One request, top to bottom: route, filters in their order, answer or forward, record.
+
+use std::{future::poll_fn, net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header, request::Parts};
+use tokio::time::Instant;
+
+use super::{
+    authz,
+    exchange::Exchange,
+    fault_injection,
+    forward::Tunnel,
+    replay::Replay,
+    worker::{Worker, World},
+};
+use crate::{
+    config::{
+        Listener, SpiffeId,
+        listener::{HttpFilter, HttpManager},
+        matcher::RequestView,
+    },
+    fault::Fault,
+    http::{
+        BodyLen, Downstream, grpc,
+        h1::{OriginalNames, strip_hop_by_hop, upgrade_token},
+        reply::{self, Caller, LocalReply},
+    },
+    route::{RouteHit, path},
+    telemetry::Record,
+};
+
+/// What is known of the connection that a request came on.
+#[derive(Debug)]
+pub struct Connection {
+    pub listener: Arc<Listener>,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    /// The client's authenticated identity.
+    pub peer: Option<SpiffeId>,
+    pub server_name: Option<String>,
+    pub tls: bool,
+}
+
+impl Connection {
+    pub(super) fn facts(&self) -> authz::Connection<'_> {
+        authz::Connection {
+            peer: self.peer.as_ref(),
+            source: self.source,
+            client: self.source.ip(),
+            destination: self.destination,
+            server_name: self.server_name.as_deref(),
+        }
+    }
+}
+
+/// A request as it was read.
+#[derive(Debug)]
+pub struct Incoming {
+    pub head: Request<()>,
+    pub len: BodyLen,
+    pub names: Option<OriginalNames>,
+}
+
+/// An answer of the proxy's own.
+#[derive(Debug)]
+pub(super) struct Local {
+    pub(super) fault: Fault,
+    pub(super) details: String,
+    pub(super) status: Option<StatusCode>,
+    pub(super) grpc_status: Option<u32>,
+    pub(super) retry_after: Option<std::time::Duration>,
+}
+
+impl Local {
+    pub(super) fn new(fault: Fault, details: impl Into<String>) -> Self {
+        Self {
+            fault,
+            details: details.into(),
+            status: None,
+            grpc_status: None,
+            retry_after: None,
+        }
+    }
+}
+
+/// A request on its way, without the client's side of it.
+#[derive(Debug)]
+pub(super) struct Job<'a> {
+    pub(super) worker: &'a Arc<Worker>,
+    pub(super) world: Arc<World>,
+    pub(super) conn: &'a Connection,
+    pub(super) manager: &'a Arc<HttpManager>,
+    pub(super) caller: Caller,
+    pub(super) parts: Parts,
+    pub(super) len: BodyLen,
+    pub(super) names: Option<OriginalNames>,
+    /// The protocol that the client asks to switch to.
+    pub(super) upgrade: Option<HeaderValue>,
+    pub(super) record: Record,
+}
+
+/// What is to be done with a request.
+enum Plan {
+    Answer(Response<Bytes>),
+    Forward(RouteHit),
+}
+
+/// Serves one request. Returns the two raw streams' upstream half when it became a tunnel.
+pub async fn serve(
+    worker: &Arc<Worker>,
+    conn: &Connection,
+    manager: &Arc<HttpManager>,
+    incoming: Incoming,
+    down: &mut Downstream<'_>,
+) -> Option<Tunnel> {
+    let mut job = Job::new(worker, conn, manager, incoming);
+    let mut exchange = Exchange::new(down, Replay::new(job.len.is_empty()));
+    // Boxed, so that a connection without a request does not carry a request's state.
+    let served = Box::pin(job.run(&mut exchange)).await;
+    job.record.bytes_in = exchange.bytes.request;
+    let tunnel = match served {
+        Ok(tunnel) => tunnel,
+        Err(local) => {
+            job.answer(&mut exchange, &local).await;
+            None
+        }
+    };
+    job.record.bytes_out = exchange.bytes.response;
+    job.record.ended = Instant::now();
+    exchange.down.stop_request();
+    worker.shared.telemetry.request(&job.record);
+    tunnel
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        worker: &'a Arc<Worker>,
+        conn: &'a Connection,
+        manager: &'a Arc<HttpManager>,
+        incoming: Incoming,
+    ) -> Self {
+        let Incoming { head, len, names } = incoming;
+        let (mut parts, ()) = head.into_parts();
+        let now = Instant::now();
+        let mut record = Record::new(conn.listener.direction, conn.source, conn.destination, now);
+        let caller = Caller::of(&parts.method, parts.version, &parts.headers);
+        record.peer.clone_from(&conn.peer);
+        record.method = parts.method.clone();
+        record.version = parts.version;
+        record.grpc = caller.grpc.is_some();
+        record.authority = authority(&parts).to_owned();
+        record.path = parts.uri.path().to_owned();
+        let upgrade = upgrade_token(&parts.headers);
+        strip_hop_by_hop(&mut parts.headers);
+        Self {
+            worker,
+            world: worker.shared.world.load_full(),
+            conn,
+            manager,
+            caller,
+            parts,
+            len,
+            names,
+            upgrade,
+            record,
+        }
+    }
+
+    async fn run(&mut self, exchange: &mut Exchange<'_, '_>) -> Result<Option<Tunnel>, Local> {
+        self.normalize()?;
+        let hit = match self.plan()? {
+            Plan::Answer(response) => {
+                self.record.status = Some(response.status());
+                // A client that is gone does not get it; nothing else is lost.
+                if let Err(fault) = exchange.reply(response).await {
+                    self.record.fault = Some(fault);
+                }
+                return Ok(None);
+            }
+            Plan::Forward(hit) => hit,
+        };
+        self.inject(&hit, exchange).await?;
+        self.forward(&hit, exchange).await
+    }
+
+    /// The path in its normal form, which is what is matched, judged and sent on.
+    fn normalize(&mut self) -> Result<(), Local> {
+        let Some(target) = self.parts.uri.path_and_query() else {
+            return Ok(());
+        };
+        let normal = path::normalize(target.as_str());
+        if normal.as_ref() != target.as_str() {
+            let uri: Uri = normal.parse().map_err(|_| {
+                Local::new(Fault::DownstreamProtocol, "the path cannot be normalised")
+            })?;
+            self.parts.uri = uri;
+        }
+        Ok(())
+    }
+
+    pub(super) fn view(&self) -> RequestView<'_> {
+        RequestView {
+            method: self.parts.method.as_str(),
+            path_and_query: self.parts.uri.path_and_query().map_or("", |p| p.as_str()),
+            authority: authority(&self.parts),
+            scheme: if self.conn.tls { "https" } else { "http" },
+            headers: &self.parts.headers,
+        }
+    }
+
+    fn plan(&mut self) -> Result<Plan, Local> {
+        let world = Arc::clone(&self.world);
+        let table = world
+            .routes(self.manager)
+            .ok_or_else(|| Local::new(Fault::NoConfig, "the routes have not been received yet"))?;
+        let grpc = self.caller.grpc.is_some();
+        let hit = self
+            .worker
+            .with_rng(|rng| table.hit(&self.view(), grpc, rng))
+            .map_err(|none| Local::new(Fault::NoRoute, none.to_string()))?;
+        self.record.route = Some(Arc::clone(&hit.route.name));
+        self.filter(&hit)?;
+        if let Some(answer) = hit.answer(&self.view()) {
+            let mut response = reply::direct(answer.status, &answer.body, &self.caller);
+            if let Some(location) = answer.location {
+                response.headers_mut().insert(header::LOCATION, location);
+            }
+            return Ok(Plan::Answer(response));
+        }
+        Ok(Plan::Forward(hit))
+    }
+
+    /// The connection manager's filters, in their order.
+    fn filter(&self, hit: &RouteHit) -> Result<(), Local> {
+        for filter in &self.manager.filters {
+            match filter {
+                HttpFilter::Rbac(listener) => {
+                    let rbac = authz::effective(listener, &hit.host.filters, &hit.route.filters);
+                    if let Some(rbac) = rbac {
+                        self.authorize(rbac)?;
+                    }
+                }
+                HttpFilter::LocalRateLimit(limit) => {
+                    if let Some(bucket) = self.world.bucket(limit)
+                        && let Err(wait) = bucket.take(Instant::now())
+                    {
+                        return Err(Local {
+                            status: Some(limit.status),
+                            retry_after: Some(wait),
+                            ..Local::new(Fault::RateLimited, "local rate limit")
+                        });
+                    }
+                }
+                // Faults wait, so they come after the filters that only decide.
+                HttpFilter::Fault(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn authorize(&self, rbac: &crate::config::rbac::Rbac) -> Result<(), Local> {
+        let verdict = authz::request(rbac, &self.conn.facts(), &self.view());
+        if let Some(shadow) = &verdict.shadow
+            && !shadow.allowed
+        {
+            tracing::info!(
+                target: "authz",
+                policy = shadow.policy.map(|p| &**p),
+                path = self.record.path,
+                "would be denied (dry run)"
+            );
+        }
+        if verdict.enforced.allowed {
+            return Ok(());
+        }
+        Err(Local::new(Fault::Denied, verdict.enforced.reason()))
+    }
+
+    /// Faults made on purpose: a delay, an abort.
+    async fn inject(&self, hit: &RouteHit, exchange: &mut Exchange<'_, '_>) -> Result<(), Local> {
+        let listener = self.manager.filters.iter().find_map(|filter| match filter {
+            HttpFilter::Fault(fault) => Some(fault.as_ref()),
+            _ => None,
+        });
+        let Some(listener) = listener else {
+            return Ok(());
+        };
+        let own = fault_injection::effective(listener, &hit.host.filters, &hit.route.filters);
+        let Some(config) = own else {
+            return Ok(());
+        };
+        let active = &self.worker.shared.faults;
+        let drawn = self
+            .worker
+            .with_rng(|rng| active.draw(config, &self.view(), rng));
+        let Some(injected) = drawn else {
+            return Ok(());
+        };
+        if let Some(delay) = injected.delay {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = poll_fn(|cx| exchange.down.poll_gone(cx)) => {
+                    return Err(Local::new(Fault::DownstreamReset, ""));
+                }
+            }
+        }
+        match injected.abort {
+            None => Ok(()),
+            Some(abort) => {
+                let reply = fault_injection::reply(abort);
+                Err(Local {
+                    status: reply.status,
+                    grpc_status: reply.grpc_status,
+                    ..Local::new(Fault::FaultInjected, "")
+                })
+            }
+        }
+    }
+
+    /// Sends an answer of our own, or ends a response that had begun in the way its client reads
+    /// as a failure.
+    async fn answer(&mut self, exchange: &mut Exchange<'_, '_>, local: &Local) {
+        self.record.fault = Some(local.fault);
+        self.record.details.clone_from(&local.details);
+        let reply = LocalReply {
+            status: local.status,
+            grpc_status: local.grpc_status,
+            retry_after: local.retry_after,
+            ..LocalReply::new(local.fault, &local.details)
+        };
+        if self.record.grpc {
+            self.record.grpc_status = Some(reply.grpc_code());
+        }
+        if local.fault == Fault::DownstreamReset {
+            exchange.down.abort();
+            return;
+        }
+        if self.record.status.is_some() {
+            // The head is out already. gRPC can still say why; nobody else can (GR-01, GR-08).
+            let told = self.record.grpc
+                && matches!(exchange.down, Downstream::Http2(_))
+                && exchange.down.send_trailers(reply.trailers()).is_ok();
+            if !told {
+                exchange.down.abort();
+            }
+            return;
+        }
+        let response = reply.build(&self.caller);
+        self.record.status = Some(response.status());
+        if reply.closes() || !exchange.down.request_ended() {
+            exchange.down.close_after();
+        }
+        if let Err(fault) = exchange.reply(response).await {
+            tracing::debug!(?fault, "the client did not wait for its answer");
+        }
+    }
+}
+
+pub(super) fn authority(parts: &Parts) -> &str {
+    parts
+        .headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok())
+        .or_else(|| parts.uri.authority().map(|a| a.as_str()))
+        .unwrap_or_default()
+}
+
+/// Whether a gRPC status blames the server rather than the caller.
+pub(super) const fn grpc_blames_server(status: u32) -> bool {
+    matches!(
+        status,
+        grpc::code::UNKNOWN
+            | grpc::code::DEADLINE_EXCEEDED
+            | grpc::code::INTERNAL
+            | grpc::code::UNAVAILABLE
+            | grpc::code::DATA_LOSS
+    )
+}

@@ -1,0 +1,140 @@
+//! What happened to one request, filled in along its way and handed over once, at its end.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{Method, StatusCode, Version};
+use tokio::time::Instant;
+
+use crate::{
+    config::{ClusterName, SpiffeId, listener::Direction},
+    fault::Fault,
+    tcp::{End, Moved},
+};
+
+/// One try.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub endpoint: SocketAddr,
+    pub began: Instant,
+    pub ended: Instant,
+    pub connect: Duration,
+    pub tls: Duration,
+    pub reused: bool,
+    pub status: Option<StatusCode>,
+    pub fault: Option<Fault>,
+    pub detail: String,
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub direction: Direction,
+    pub started: Instant,
+    pub ended: Instant,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    /// Identity of the client, inbound.
+    pub peer: Option<SpiffeId>,
+    pub method: Method,
+    pub version: Version,
+    pub authority: String,
+    pub path: String,
+    pub grpc: bool,
+    pub route: Option<Arc<str>>,
+    pub cluster: Option<ClusterName>,
+    pub status: Option<StatusCode>,
+    pub grpc_status: Option<u32>,
+    pub fault: Option<Fault>,
+    pub details: String,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// To the first byte of the response, since `started`.
+    pub first_byte: Option<Duration>,
+    pub attempts: Vec<Attempt>,
+    /// Identity of the endpoint that answered.
+    pub upstream_peer: Option<SpiffeId>,
+}
+
+impl Record {
+    /// A request that has just begun.
+    #[must_use]
+    pub fn new(
+        direction: Direction,
+        source: SocketAddr,
+        destination: SocketAddr,
+        now: Instant,
+    ) -> Self {
+        Self {
+            direction,
+            started: now,
+            ended: now,
+            source,
+            destination,
+            peer: None,
+            method: Method::GET,
+            version: Version::HTTP_11,
+            authority: String::new(),
+            path: String::new(),
+            grpc: false,
+            route: None,
+            cluster: None,
+            status: None,
+            grpc_status: None,
+            fault: None,
+            details: String::new(),
+            bytes_in: 0,
+            bytes_out: 0,
+            first_byte: None,
+            attempts: Vec::new(),
+            upstream_peer: None,
+        }
+    }
+}
+
+/// One opaque connection.
+#[derive(Clone, Debug)]
+pub struct ConnectionRecord {
+    pub direction: Direction,
+    pub started: Instant,
+    pub ended: Instant,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    /// Identity of the client, inbound.
+    pub peer: Option<SpiffeId>,
+    pub cluster: Option<ClusterName>,
+    pub endpoint: Option<SocketAddr>,
+    /// Identity of the endpoint.
+    pub upstream_peer: Option<SpiffeId>,
+    pub moved: Moved,
+    pub end: Option<End>,
+    pub fault: Option<Fault>,
+    pub details: String,
+}
+
+impl ConnectionRecord {
+    /// A connection that has just begun.
+    #[must_use]
+    pub const fn new(
+        direction: Direction,
+        source: SocketAddr,
+        destination: SocketAddr,
+        peer: Option<SpiffeId>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            direction,
+            started: now,
+            ended: now,
+            source,
+            destination,
+            peer,
+            cluster: None,
+            endpoint: None,
+            upstream_peer: None,
+            moved: Moved { up: 0, down: 0 },
+            end: None,
+            fault: None,
+            details: String::new(),
+        }
+    }
+}
