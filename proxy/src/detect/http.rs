@@ -10,7 +10,7 @@ const MAX_METHOD: usize = 32;
 pub(super) fn parse(bytes: &[u8]) -> Verdict {
     // A server may be sent an empty line before a request (RFC 9112 §2.2).
     let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
-    if bytes.is_empty() {
+    if matches!(bytes, b"" | b"\r") {
         return Verdict::More;
     }
     if bytes.starts_with(PREFACE) {
