@@ -1,2 +1,103 @@
 //! `outrigger-control`: the control plane server.
-fn main() {}
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+use outrigger_control::{app, clock::Clock, duration};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The Outrigger control plane.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM.
+    Run(Run),
+}
+
+#[derive(Debug, clap::Args)]
+struct Run {
+    /// Where objects, tokens and the root certificate are kept.
+    #[arg(long, env = "OUTRIGGER_STATE_DIR")]
+    state_dir: PathBuf,
+    /// Configuration and certificates for proxies, over mutual TLS.
+    #[arg(long, env = "OUTRIGGER_XDS_ADDR", default_value = "0.0.0.0:15012")]
+    xds_addr: SocketAddr,
+    /// The control API, in clear.
+    #[arg(long, env = "OUTRIGGER_API_ADDR", default_value = "127.0.0.1:15010")]
+    api_addr: SocketAddr,
+    /// Metrics and health.
+    #[arg(
+        long,
+        env = "OUTRIGGER_TELEMETRY_ADDR",
+        default_value = "0.0.0.0:15014"
+    )]
+    telemetry_addr: SocketAddr,
+    /// Trust domain of every identity.
+    #[arg(
+        long,
+        env = "OUTRIGGER_TRUST_DOMAIN",
+        default_value = "outrigger.local"
+    )]
+    trust_domain: String,
+    /// Life of a workload's certificate.
+    #[arg(long, env = "OUTRIGGER_CERTIFICATE_TTL", default_value = "24h", value_parser = ttl)]
+    certificate_ttl: Duration,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter like `outrigger_control=debug`.
+    #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info")]
+    log_level: String,
+}
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    let ttl = duration::parse(text)?;
+    if ttl < outrigger_control::ca::MIN_TTL {
+        return Err("must be 5s or more".into());
+    }
+    Ok(ttl)
+}
+
+fn main() -> anyhow::Result<()> {
+    let Command::Run(run) = Args::parse().command;
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(&run.log_level)?)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(run))
+}
+
+async fn serve(run: Run) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let settings = app::Settings {
+        state_dir: run.state_dir,
+        xds_addr: run.xds_addr,
+        api_addr: run.api_addr,
+        telemetry_addr: run.telemetry_addr,
+        trust_domain: run.trust_domain,
+        certificate_ttl: run.certificate_ttl,
+    };
+    let running = app::start(settings, Clock::system()).await?;
+    tracing::info!(
+        xds = %running.xds_addr,
+        api = %running.api_addr,
+        telemetry = %running.telemetry_addr,
+        "ready"
+    );
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    running.stop().await;
+    Ok(())
+}

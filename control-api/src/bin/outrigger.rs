@@ -1,2 +1,8 @@
 //! `outrigger`: the command-line client.
-fn main() {}
+
+use std::process::ExitCode;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    outrigger_control::cli::main().await
+}

@@ -324,6 +324,11 @@ pub mod istio {
     }
 }
 pub mod outrigger {
+    pub mod control {
+        pub mod v1 {
+            include!("outrigger.control.v1.rs");
+        }
+    }
     pub mod extensions {
         pub mod v1 {
             include!("outrigger.extensions.v1.rs");

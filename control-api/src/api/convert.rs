@@ -1,0 +1,125 @@
+//! Between the API's messages and our types.
+
+use std::time::Duration;
+
+use outrigger_proto::outrigger::control::v1::{self as pb, outcome};
+use tonic::Status;
+
+use crate::{
+    clock,
+    model::{Invalid, Key, Kind, Object},
+    store::{Applied, Change, StoreError},
+    xds::ProxyEntry,
+};
+
+pub(super) fn key(message: Option<pb::ObjectKey>) -> Result<Key, Status> {
+    let message = message.unwrap_or_default();
+    let kind = kind(&message.kind)?
+        .ok_or_else(|| Status::invalid_argument("key.kind: must not be empty"))?;
+    if message.name.is_empty() {
+        return Err(Status::invalid_argument("key.name: must not be empty"));
+    }
+    let namespace = match message.namespace {
+        empty if empty.is_empty() => crate::model::DEFAULT_NAMESPACE.to_owned(),
+        given => given,
+    };
+    Ok(Key {
+        kind,
+        namespace,
+        name: message.name,
+    })
+}
+
+/// `None` for the empty name.
+pub(super) fn kind(name: &str) -> Result<Option<Kind>, Status> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let known = || {
+        let all: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+        Status::invalid_argument(format!("kind {name:?} is not one of {}", all.join(", ")))
+    };
+    Kind::parse(name).map(Some).ok_or_else(known)
+}
+
+pub(super) fn key_message(key: &Key) -> pb::ObjectKey {
+    pb::ObjectKey {
+        kind: key.kind.as_str().to_owned(),
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+    }
+}
+
+pub(super) fn object(object: &Object) -> pb::Object {
+    pb::Object {
+        key: Some(key_message(&object.key)),
+        revision: object.revision,
+        json: object.json.to_string(),
+    }
+}
+
+pub(super) fn outcomes(applied: &Applied) -> Vec<pb::Outcome> {
+    let change = |change| match change {
+        Change::Created => outcome::Change::Created,
+        Change::Configured => outcome::Change::Configured,
+        Change::Unchanged => outcome::Change::Unchanged,
+        Change::Deleted => outcome::Change::Deleted,
+    };
+    let each = applied.outcomes.iter();
+    each.map(|(key, what)| pb::Outcome {
+        key: Some(key_message(key)),
+        change: change(*what).into(),
+    })
+    .collect()
+}
+
+pub(super) fn invalid(faults: &[Invalid]) -> Status {
+    let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
+    Status::invalid_argument(lines.join("\n"))
+}
+
+pub(super) fn store_error(error: StoreError) -> Status {
+    match error {
+        StoreError::Conflict(faults) => invalid(&faults),
+        StoreError::Missing(key) => Status::not_found(format!("{key} does not exist")),
+        StoreError::Database(_) | StoreError::Corrupt { .. } => {
+            tracing::error!(%error, "store failed");
+            Status::internal(error.to_string())
+        }
+    }
+}
+
+pub(super) fn duration(
+    what: &str,
+    message: Option<prost_types::Duration>,
+    default: Duration,
+) -> Result<Duration, Status> {
+    match message {
+        None => Ok(default),
+        Some(message) => match Duration::try_from(message) {
+            Ok(value) if !value.is_zero() => Ok(value),
+            _ => Err(Status::invalid_argument(format!("{what}: must be over 0"))),
+        },
+    }
+}
+
+pub(super) fn proxy(entry: &ProxyEntry) -> pb::Proxy {
+    let rejections = entry.rejected.iter().map(|(kind, rejected)| pb::Rejection {
+        type_url: kind.url().to_owned(),
+        reason: rejected.reason.clone(),
+        revision: rejected.revision,
+        resources: rejected.names.clone(),
+    });
+    pb::Proxy {
+        id: entry.node.id.clone(),
+        name: entry.node.name(),
+        spiffe_id: entry.identity.to_string(),
+        address: entry.address.to_string(),
+        version: entry.node.version.clone(),
+        connected_since: Some(clock::timestamp(entry.since)),
+        sent_revision: entry.sent,
+        acked_revision: entry.settled,
+        rejections: rejections.collect(),
+        subscriptions: u32::try_from(entry.held.len()).unwrap_or(u32::MAX),
+    }
+}

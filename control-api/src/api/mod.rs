@@ -1,0 +1,8 @@
+//! `outrigger.control.v1.ControlService`.
+
+mod convert;
+mod edit;
+mod proxies;
+mod service;
+
+pub use service::ControlServer;

@@ -1,0 +1,90 @@
+//! `outrigger.identity.v1.CertificateService`.
+
+use std::{sync::Arc, time::Duration};
+
+use outrigger_proto::outrigger::identity::v1::{
+    CreateCertificateRequest, CreateCertificateResponse,
+    certificate_service_server::CertificateService,
+};
+use tonic::{Request, Response, Status};
+
+use super::{Authority, CaError, TokenError, Tokens};
+use crate::{identity::Identity, tls::Peer};
+
+/// A request for a P-256 key has some 300 bytes.
+const MAX_CSR: usize = 16 << 10;
+
+/// Answers requests for certificates.
+#[derive(Debug)]
+pub struct CertificateServer {
+    authority: Arc<Authority>,
+    tokens: Tokens,
+}
+
+impl CertificateServer {
+    /// Signs with `authority` for those who show one of `tokens`, or their certificate.
+    #[must_use]
+    pub const fn new(authority: Arc<Authority>, tokens: Tokens) -> Self {
+        Self { authority, tokens }
+    }
+
+    fn prove(&self, token: &str, peer: Option<&Peer>) -> Result<Identity, Status> {
+        if !token.is_empty() {
+            return self.tokens.check(token).map_err(|error| match error {
+                TokenError::Store(_) | TokenError::Random => Status::internal(error.to_string()),
+                _ => Status::unauthenticated(error.to_string()),
+            });
+        }
+        match peer.and_then(|peer| peer.identity.clone()) {
+            Some(identity) if identity.trust_domain == self.authority.trust_domain() => {
+                Ok(identity)
+            }
+            Some(identity) => Err(Status::permission_denied(format!(
+                "{identity} is not of trust domain {}",
+                self.authority.trust_domain()
+            ))),
+            None => Err(Status::unauthenticated(
+                "neither a join token nor a client certificate was shown",
+            )),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl CertificateService for CertificateServer {
+    async fn create_certificate(
+        &self,
+        request: Request<CreateCertificateRequest>,
+    ) -> Result<Response<CreateCertificateResponse>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let address = peer.as_ref().map(|peer| peer.address);
+        let request = request.into_inner();
+        if request.csr_pem.len() > MAX_CSR {
+            return Err(Status::invalid_argument("the request is too long"));
+        }
+        let validity = match request.validity {
+            None => None,
+            Some(wish) => match Duration::try_from(wish) {
+                Ok(wish) if !wish.is_zero() => Some(wish),
+                _ => return Err(Status::invalid_argument("validity must be over 0")),
+            },
+        };
+        let identity = self
+            .prove(&request.token, peer.as_ref())
+            .inspect_err(|status| {
+                tracing::warn!(?address, reason = status.message(), "certificate refused");
+            })?;
+        let issued = self
+            .authority
+            .sign_request(&request.csr_pem, &identity, validity)
+            .map_err(|error| match error {
+                CaError::Request(_) => Status::invalid_argument(error.to_string()),
+                _ => Status::internal(error.to_string()),
+            })?;
+        tracing::info!(%identity, ?address, not_after = issued.not_after, "certificate issued");
+        Ok(Response::new(CreateCertificateResponse {
+            cert_chain_pem: issued.chain_pem,
+            trust_bundle_pem: self.authority.bundle_pem().to_owned(),
+        }))
+    }
+}

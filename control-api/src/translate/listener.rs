@@ -1,0 +1,138 @@
+//! Outbound Listeners: one that catches all, and one for each destination that is dialled.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use outrigger_proto::envoy::{
+    config::{
+        core::v3::TrafficDirection,
+        listener::v3::{Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter},
+    },
+    extensions::filters::{
+        listener::{
+            http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
+            tls_inspector::v3::TlsInspector,
+        },
+        network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
+    },
+};
+
+use super::{
+    http::{self, Routing},
+    names,
+    proto::{address, filter, listener_filter, seconds},
+    route,
+    world::World,
+};
+use crate::model::AppProtocol;
+
+/// Where redirected connections of the application arrive.
+const OUTBOUND_PORT: u16 = 15001;
+/// What the HTTP inspector finds.
+pub(super) const HTTP_FOUND: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
+/// Opaque connections may be quiet for long; the operating system's keepalive finds the dead.
+const TCP_IDLE: i64 = 24 * 3_600;
+/// Envoy waits for the first bytes no longer than this; our proxy does not wait at all.
+const INSPECT: i64 = 1;
+
+/// `outbound`.
+pub(super) fn catch_all() -> Listener {
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    Listener {
+        name: names::OUTBOUND.to_owned(),
+        address: Some(address(any, OUTBOUND_PORT)),
+        traffic_direction: TrafficDirection::Outbound.into(),
+        use_original_dst: Some(true),
+        listener_filters: vec![original_dst()],
+        default_filter_chain: Some(FilterChain {
+            name: "passthrough".to_owned(),
+            filters: vec![tcp(names::PASSTHROUGH, "outbound")],
+            ..FilterChain::default()
+        }),
+        ..Listener::default()
+    }
+}
+
+/// `outbound/<ip>:<port>`: a service's virtual address, or an endpoint's own.
+pub(super) fn destination(world: &World, dialled: SocketAddr) -> Option<Listener> {
+    let (protocol, routing, cluster) = if let Some(port) = world.virtual_port(dialled) {
+        let routing = Routing::Rds(names::routes(&port));
+        (port.port.app_protocol, routing, names::cluster(&port))
+    } else {
+        let instance = world.instance(dialled)?;
+        let cluster = names::pod_cluster(dialled.ip(), dialled.port());
+        let routes = route::to_cluster(&cluster, &cluster);
+        let protocol = instance.port.port.app_protocol;
+        (protocol, Routing::Inline(Box::new(routes)), cluster)
+    };
+    let mut listener = Listener {
+        name: names::listener(dialled),
+        address: Some(address(dialled.ip(), dialled.port())),
+        traffic_direction: TrafficDirection::Outbound.into(),
+        bind_to_port: Some(false),
+        ..Listener::default()
+    };
+    let http = || filter(http::NAME, &http::outbound(world, routing));
+    match protocol {
+        Some(AppProtocol::Tcp) => listener.filter_chains = vec![chain("tcp", tcp_out(&cluster))],
+        Some(_) => listener.filter_chains = vec![chain("http", http())],
+        None => {
+            listener.listener_filters = vec![tls_inspector(), http_inspector()];
+            listener.listener_filters_timeout = Some(seconds(INSPECT));
+            listener.continue_on_listener_filters_timeout = true;
+            listener.filter_chains = vec![FilterChain {
+                filter_chain_match: Some(FilterChainMatch {
+                    application_protocols: HTTP_FOUND.map(str::to_owned).into(),
+                    transport_protocol: "raw_buffer".to_owned(),
+                    ..FilterChainMatch::default()
+                }),
+                ..chain("http", http())
+            }];
+            listener.default_filter_chain = Some(chain("tcp", tcp_out(&cluster)));
+        }
+    }
+    Some(listener)
+}
+
+fn tcp_out(cluster: &str) -> Filter {
+    tcp(cluster, "outbound")
+}
+
+fn chain(name: &str, end: Filter) -> FilterChain {
+    FilterChain {
+        name: name.to_owned(),
+        filters: vec![end],
+        ..FilterChain::default()
+    }
+}
+
+/// Opaque bytes to one cluster.
+pub(super) fn tcp(cluster: &str, stat_prefix: &str) -> Filter {
+    let proxy = TcpProxy {
+        stat_prefix: stat_prefix.to_owned(),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        idle_timeout: Some(seconds(TCP_IDLE)),
+        ..TcpProxy::default()
+    };
+    filter("envoy.filters.network.tcp_proxy", &proxy)
+}
+
+pub(super) fn original_dst() -> ListenerFilter {
+    listener_filter(
+        "envoy.filters.listener.original_dst",
+        &OriginalDst::default(),
+    )
+}
+
+pub(super) fn tls_inspector() -> ListenerFilter {
+    listener_filter(
+        "envoy.filters.listener.tls_inspector",
+        &TlsInspector::default(),
+    )
+}
+
+pub(super) fn http_inspector() -> ListenerFilter {
+    listener_filter(
+        "envoy.filters.listener.http_inspector",
+        &HttpInspector::default(),
+    )
+}

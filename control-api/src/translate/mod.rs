@@ -1,0 +1,121 @@
+//! From objects to xDS resources. Pure: the same objects give the same bytes.
+
+mod cluster;
+mod endpoint;
+mod http;
+mod inbound;
+mod listener;
+mod names;
+mod proto;
+mod route;
+mod tls;
+mod world;
+
+use std::net::IpAddr;
+
+use outrigger_proto::{any::Any, type_url};
+
+pub use names::{ClusterName, ListenerName};
+pub use world::{Instance, PortRef, World};
+
+/// The types of resource that are served, in the order in which they are sent: what is named by
+/// another comes before it (make before break).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ResourceType {
+    /// CDS.
+    Cluster,
+    /// EDS.
+    Endpoints,
+    /// LDS.
+    Listener,
+    /// RDS.
+    Routes,
+}
+
+impl ResourceType {
+    /// Every type, in order.
+    pub const ALL: [Self; 4] = [Self::Cluster, Self::Endpoints, Self::Listener, Self::Routes];
+
+    /// Its type URL.
+    #[must_use]
+    pub const fn url(self) -> &'static str {
+        match self {
+            Self::Cluster => type_url::CLUSTER,
+            Self::Endpoints => type_url::CLUSTER_LOAD_ASSIGNMENT,
+            Self::Listener => type_url::LISTENER,
+            Self::Routes => type_url::ROUTE_CONFIGURATION,
+        }
+    }
+
+    /// By its type URL.
+    #[must_use]
+    pub fn of(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.url() == url)
+    }
+}
+
+/// What a proxy's resources depend on beside the objects.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Viewer {
+    /// Namespace of its workload.
+    pub namespace: String,
+    /// Its service account.
+    pub service_account: String,
+    /// Its workload's name.
+    pub workload: String,
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The resource of this type and name as `viewer` gets it; `None` if there is none.
+#[must_use]
+pub fn resource(world: &World, viewer: &Viewer, kind: ResourceType, name: &str) -> Option<Any> {
+    match kind {
+        ResourceType::Listener => match ListenerName::parse(name)? {
+            ListenerName::Inbound => Some(proto::any(&inbound::listener(world, viewer))),
+            ListenerName::Outbound => Some(proto::any(&listener::catch_all())),
+            ListenerName::To(address) => {
+                listener::destination(world, address).map(|l| proto::any(&l))
+            }
+        },
+        ResourceType::Cluster => cluster::cluster(world, name).map(|c| proto::any(&c)),
+        ResourceType::Endpoints => {
+            let port = world.service_port(&ClusterName::parse(name)?)?;
+            Some(proto::any(&endpoint::assignment(name, port)))
+        }
+        ResourceType::Routes => {
+            let port = world.routed_port(name)?;
+            Some(proto::any(&route::service(name, port)))
+        }
+    }
+}
+
+/// Whether the resource is the same for every proxy.
+#[must_use]
+pub fn is_shared(kind: ResourceType, name: &str) -> bool {
+    kind != ResourceType::Listener || name != names::INBOUND
+}
+
+/// Every name of this type, for those who subscribe to all.
+#[must_use]
+pub fn names(world: &World, viewer: &Viewer, kind: ResourceType) -> Vec<String> {
+    match kind {
+        ResourceType::Listener => {
+            let fixed = [names::INBOUND.to_owned(), names::OUTBOUND.to_owned()];
+            let vips = world.virtual_addresses().map(names::listener);
+            fixed.into_iter().chain(vips).collect()
+        }
+        ResourceType::Cluster => {
+            let mut all = vec![
+                names::PASSTHROUGH.to_owned(),
+                names::INBOUND_PASSTHROUGH.to_owned(),
+            ];
+            let ports = world.inbound(viewer);
+            all.extend(ports.map(|(port, _)| names::inbound_cluster(port)));
+            all.extend(world.service_ports().map(|port| names::cluster(&port)));
+            all
+        }
+        ResourceType::Endpoints => world.service_ports().map(|p| names::cluster(&p)).collect(),
+        ResourceType::Routes => world.service_ports().map(|p| names::routes(&p)).collect(),
+    }
+}
