@@ -237,10 +237,11 @@ impl<I: Io> ClientConn<I> {
     /// Resolves when a waiting connection is of no more use: the endpoint closed it, or sent what
     /// nobody asked for.
     pub fn poll_idle_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.wire.input.is_empty() {
-            return Poll::Ready(());
+        if self.wire.input.is_empty() {
+            let _more_or_end = ready!(self.wire.poll_fill(cx));
         }
-        self.wire.poll_fill(cx).map(|_| ())
+        self.reusable = false;
+        Poll::Ready(())
     }
 
     /// Bytes of the request that the kernel has taken.

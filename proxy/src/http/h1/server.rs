@@ -111,9 +111,14 @@ impl<I: Io> ServerConn<I> {
         let head = match ready!(self.wire.poll_head(cx, self.limits.head_bytes)) {
             Ok(Some(head)) => head,
             Ok(None) => return Poll::Ready(Ok(None)),
-            // Not even the first line was whole.
-            Err(Error::HeadTooLarge(_)) if !self.wire.input.contains(&b'\n') => {
-                return Poll::Ready(Err(Error::UriTooLong(self.limits.uri_bytes)));
+            Err(Error::HeadTooLarge(limit)) => {
+                let most = self.limits.uri_bytes;
+                let line = self.wire.input.iter().take(most).position(|b| *b == b'\n');
+                return Poll::Ready(Err(if line.is_none() {
+                    Error::UriTooLong(most)
+                } else {
+                    Error::HeadTooLarge(limit)
+                }));
             }
             Err(error) => return Poll::Ready(Err(error)),
         };

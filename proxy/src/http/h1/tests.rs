@@ -2,6 +2,10 @@
 //! of faults that other proxies had.
 
 mod bodies;
+mod closing;
+mod encoding;
 mod hop;
 mod mock;
+mod random;
 mod requests;
+mod responses;

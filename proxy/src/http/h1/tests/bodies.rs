@@ -222,7 +222,7 @@ fn ht_15_trailers_are_written_in_chunked_framing_only() {
     conn.send_trailers(&trailers);
     run(|cx| conn.poll_flush(cx)).unwrap();
     assert_eq!(
-        mock.take(),
+        mock.written(),
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n"
     );
     assert!(conn.is_reusable());
@@ -231,7 +231,7 @@ fn ht_15_trailers_are_written_in_chunked_framing_only() {
     conn.send_data(Bytes::from_static(b"abc"));
     conn.send_trailers(&trailers);
     run(|cx| conn.poll_flush(cx)).unwrap();
-    assert!(mock.take().ends_with("content-length: 3\r\n\r\nabc"));
+    assert!(mock.written().ends_with("content-length: 3\r\n\r\nabc"));
     assert!(conn.is_reusable());
 }
 
@@ -252,7 +252,7 @@ fn a_small_answer_is_one_write_and_large_data_is_not_copied_together() {
     conn.finish();
     run(|cx| conn.poll_flush(cx)).unwrap();
     assert_eq!(mock.state().writes, 1, "vectored");
-    let text = mock.take();
+    let text = mock.written();
     assert!(text.ends_with("x\r\n0\r\n\r\n"));
     assert_eq!(text.matches("2710\r\n").count(), 3);
 }
@@ -277,7 +277,7 @@ fn a_slow_reader_holds_the_writer_back() {
     mock.state().room = None;
     conn.finish();
     run(|cx| conn.poll_flush(cx)).unwrap();
-    let text = mock.take();
+    let text = mock.written();
     assert_eq!(text.matches('x').count(), taken);
     assert!(text.ends_with("\r\n0\r\n\r\n"));
 }
@@ -311,7 +311,7 @@ proptest! {
     ) {
         let (mut out, wire) = client([]);
         let request = http::Request::post("/").header("host", "a").body(()).unwrap();
-        wire.take();
+        wire.written();
         let len = if known { BodyLen::Known(data.len() as u64) } else { BodyLen::Chunked };
         out.send_request(&request, len, None);
         for piece in pieces(&data, &sizes) {

@@ -65,7 +65,7 @@ impl Mock {
     }
 
     /// What was written since the last look.
-    pub(super) fn take(&self) -> String {
+    pub(super) fn written(&self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.state().output)).into_owned()
     }
 }
@@ -77,6 +77,9 @@ impl AsyncRead for Mock {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut state = self.state();
+        while matches!(state.input.front(), Some(Step::Bytes(bytes)) if bytes.is_empty()) {
+            state.input.pop_front();
+        }
         match state.input.pop_front() {
             Some(Step::Bytes(mut bytes)) => {
                 let now = bytes.split_to(bytes.len().min(buf.remaining()));
@@ -157,16 +160,18 @@ pub(super) fn run<T>(mut f: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
     panic!("never ready");
 }
 
-/// The ways in which bytes are cut on their way: whole, one by one, and in two at every place (at
-/// most 400 places, spread out).
+/// The ways in which bytes are cut on their way: whole, one by one, and in two at every place;
+/// long ones at a few places only.
 pub(super) fn cuts(bytes: &[u8]) -> Vec<Vec<Step>> {
     let piece = |part: &[u8]| Step::Bytes(Bytes::copy_from_slice(part));
     let mut all = vec![vec![piece(bytes)]];
-    if bytes.len() <= 4096 {
+    let short = bytes.len() <= 1024;
+    if short {
         let single = bytes.iter().flat_map(|b| [piece(&[*b]), Step::Gap]);
         all.push(single.collect());
     }
-    for at in (1..bytes.len()).step_by((bytes.len() / 400).max(1)) {
+    let step = if short { 1 } else { bytes.len() / 7 };
+    for at in (1..bytes.len()).step_by(step) {
         all.push(vec![piece(&bytes[..at]), Step::Gap, piece(&bytes[at..])]);
     }
     all
