@@ -1,0 +1,5 @@
+//! The control plane as its clients see it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+mod mesh;
