@@ -153,10 +153,10 @@ pub struct RunArgs {
     #[arg(long, env = "OUTRIGGER_ACCESS_LOG", value_enum, default_value = "text")]
     pub access_log: AccessLogFormat,
     /// How long connections may go on after SIGTERM
-    #[arg(long, env = "OUTRIGGER_DRAIN_TIMEOUT", value_parser = parse_duration, default_value = "30s")]
+    #[arg(long, env = "OUTRIGGER_DRAIN_TIMEOUT", value_parser = duration, default_value = "30s")]
     pub drain_timeout: Duration,
     /// Time after SIGTERM in which everything is served as before, while endpoints are withdrawn
-    #[arg(long, env = "OUTRIGGER_DRAIN_DELAY", value_parser = parse_duration, default_value = "5s")]
+    #[arg(long, env = "OUTRIGGER_DRAIN_DELAY", value_parser = duration, default_value = "5s")]
     pub drain_delay: Duration,
     /// OTLP/gRPC collector for traces, such as http://jaeger:4317
     #[arg(long, env = "OUTRIGGER_OTLP_ENDPOINT")]
@@ -181,7 +181,7 @@ fn parse_labels(text: &str) -> Result<Labels, String> {
 }
 
 /// `500ms`, `30s`, `5m`, `1h`; a bare number is refused, since its unit would be a guess.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+fn duration(text: &str) -> Result<Duration, String> {
     let at = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .ok_or_else(|| format!("{text:?} has no unit (ms, s, m, h)"))?;
@@ -240,11 +240,11 @@ mod tests {
 
     #[test]
     fn durations_need_their_unit() {
-        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
-        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         for bad in ["", "5", "s", "5d", "-1s", "1e400s"] {
-            assert!(parse_duration(bad).is_err(), "{bad:?}");
+            assert!(duration(bad).is_err(), "{bad:?}");
         }
     }
 

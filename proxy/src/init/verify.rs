@@ -45,13 +45,25 @@ pub(super) fn by_traffic(args: &InitArgs, ipv6: bool) -> Result<(), String> {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let listener = TcpListener::bind((any, args.outbound_port))
-            .map_err(|e| format!("cannot listen on port {}: {e}", args.outbound_port))?;
+        let listener = match TcpListener::bind((any, args.outbound_port)) {
+            Ok(listener) => Some(listener),
+            // The proxy runs already; that the probe is accepted at all shows the redirect.
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => None,
+            Err(error) => {
+                return Err(format!(
+                    "cannot listen on port {}: {error}",
+                    args.outbound_port
+                ));
+            }
+        };
         let target = SocketAddr::new(*probe, PROBE_PORT);
         let dialled = match TcpStream::connect_timeout(&target, TIMEOUT) {
             Ok(stream) => stream,
             Err(error) if no_route(&error) => continue,
             Err(error) => return Err(format!("{target}: {error}")),
+        };
+        let Some(listener) = listener else {
+            continue;
         };
         let local = dialled.local_addr().map_err(|e| e.to_string())?;
         let (accepted, from) = listener.accept().map_err(|e| e.to_string())?;

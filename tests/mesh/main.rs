@@ -1,0 +1,4 @@
+//! Whole meshes in network namespaces, with real programs.
+
+mod spine;
+mod support;

@@ -1,0 +1,49 @@
+//! One request through everything: redirected by the kernel, over mutual TLS, between two proxies
+//! that learned route, endpoints and certificates from the real control plane.
+
+use outrigger_tests::{mesh_test, netns::until};
+
+use crate::support::{PATIENCE, app, apply, cli, control_plane, service, sidecar};
+
+mesh_test!(one_request_over_mtls, mesh, {
+    control_plane(mesh);
+    let (client, server) = (mesh.pod("client"), mesh.pod("server"));
+    app(mesh, &server, 8080, &[]);
+    let ports = "[{port: 80, targetPort: 8080}]";
+    apply(mesh, &service("web", "10.96.0.10", ports, &[server.ip]));
+    sidecar(mesh, &server, "web", &[]);
+    sidecar(mesh, &client, "client", &[]);
+    mesh.spawn("capture", {
+        let mut capture = std::process::Command::new("tcpdump");
+        capture
+            .args(["-i", "br0", "-U", "-w"])
+            .arg(mesh.dir.join("wire.pcap"));
+        capture
+    });
+    let answer = until("an answer", PATIENCE, || {
+        let (code, out, _) = client
+            .sh("curl -sf -m 5 -H 'X-Secret-Marker: plainly-visible' http://10.96.0.10/hello");
+        (code == Some(0)).then_some(out)
+    });
+    let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+    assert_eq!(answer["instance"], "server");
+    assert_eq!(answer["path"], "/hello");
+    assert_eq!(answer["headers"]["x-secret-marker"], "plainly-visible");
+    // The bytes between the pods are TLS and hide what was sent.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let wire = std::fs::read(mesh.dir.join("wire.pcap")).expect("a capture");
+    assert!(wire.len() > 1000, "{} bytes captured", wire.len());
+    let holds = |needle: &[u8]| wire.windows(needle.len()).any(|window| window == needle);
+    assert!(!holds(b"plainly-visible"), "clear text on the wire");
+    assert!(
+        holds(b"outrigger-http/1.1"),
+        "no mesh ALPN in a ClientHello"
+    );
+    // X25519MLKEM768 (0x11ec) is offered first among the groups and its share is taken.
+    assert!(
+        holds(&[0x00, 0x33, 0x04, 0xea]) || holds(&[0x11, 0xec]),
+        "no post-quantum share"
+    );
+    let (ok, status, _) = cli(mesh, &["status"]);
+    assert!(ok && status.contains("client"), "{status}");
+});

@@ -1,0 +1,122 @@
+//! A mesh with the real control plane, ready to have pods added.
+
+use std::{fmt::Write as _, fs, net::Ipv4Addr, process::Command, time::Duration};
+
+use outrigger_tests::{
+    bin,
+    netns::{MARK, Mesh, NODE, Pod, until},
+};
+
+/// Long enough for a debug build on a busy machine; reached only on failure.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const NAMESPACE: &str = "shop";
+
+/// Starts the control plane on the node and waits until it answers.
+pub fn control_plane(mesh: &mut Mesh) {
+    let mut control = Command::new(bin("outrigger-control"));
+    control
+        .arg("run")
+        .arg("--state-dir")
+        .arg(mesh.dir.join("control"));
+    control.args(["--xds-addr", &format!("{NODE}:15012")]);
+    control.args(["--api-addr", &format!("{NODE}:15010")]);
+    control.args(["--telemetry-addr", &format!("{NODE}:15014")]);
+    mesh.spawn("control", control);
+    until("the control plane", PATIENCE, || {
+        let (ok, ..) = cli(mesh, &["list"]);
+        ok.then_some(())
+    });
+}
+
+/// Runs `outrigger` on the node: success, standard output, standard error.
+pub fn cli(mesh: &Mesh, args: &[&str]) -> (bool, String, String) {
+    let output = Command::new(bin("outrigger"))
+        .args(["--server", &format!("http://{NODE}:15010")])
+        .args(args)
+        .current_dir(&mesh.dir)
+        .output()
+        .expect("outrigger");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.success(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+/// Applies objects.
+pub fn apply(mesh: &Mesh, yaml: &str) {
+    let file = mesh.dir.join("apply.yaml");
+    fs::write(&file, yaml).expect("written");
+    let (ok, out, err) = cli(mesh, &["apply", "-f", "apply.yaml"]);
+    assert!(ok, "apply: {out}{err}\n{yaml}");
+}
+
+/// A `Service` whose endpoints all listen on `target`.
+pub fn service(name: &str, vip: &str, ports: &str, endpoints: &[Ipv4Addr]) -> String {
+    let mut yaml = format!(
+        "apiVersion: outrigger.dev/v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\n\
+         spec:\n  serviceAccount: {name}\n  addresses: [{vip}]\n  ports: {ports}\n  endpoints:\n"
+    );
+    for (n, address) in endpoints.iter().enumerate() {
+        let _done = writeln!(yaml, "  - {{address: {address}, workload: {name}-{n}}}");
+    }
+    yaml
+}
+
+/// Starts a sidecar in a pod, with its redirect rules.
+pub fn sidecar(mesh: &mut Mesh, pod: &Pod, account: &str, more: &[&str]) {
+    let token = mesh.dir.join(format!("{}.token", pod.name));
+    if !token.exists() {
+        let args = [
+            "token",
+            "create",
+            "--namespace",
+            NAMESPACE,
+            "--service-account",
+            account,
+        ];
+        let (ok, out, err) = cli(mesh, &args);
+        assert!(ok, "token: {out}{err}");
+        fs::write(&token, out.trim()).expect("written");
+    }
+    let mut init = Command::new(bin("outrigger-proxy"));
+    init.args(["init", "--proxy-mark", &MARK.to_string()]);
+    let output = pod.output(&init);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "init in {}: {text}", pod.name);
+    proxy(mesh, pod, account, more);
+}
+
+/// Starts a sidecar's process alone.
+pub fn proxy(mesh: &mut Mesh, pod: &Pod, account: &str, more: &[&str]) {
+    let mut proxy = Command::new(bin("outrigger-proxy"));
+    proxy.args(["run", "--workers", "1", "--namespace", NAMESPACE]);
+    proxy.args(["--service-account", account, "--workload", &pod.name]);
+    proxy.args(["--pod-ip", &pod.ip.to_string(), "--mark", &MARK.to_string()]);
+    proxy.args([
+        "--control-plane",
+        &format!("{NODE}:15012"),
+        "--trust-bundle",
+    ]);
+    proxy.arg(mesh.dir.join("control/ca/root.pem"));
+    proxy
+        .arg("--token-file")
+        .arg(mesh.dir.join(format!("{}.token", pod.name)));
+    proxy.args(more);
+    mesh.spawn_in(pod, "proxy", &proxy);
+}
+
+/// Starts the test application in a pod.
+pub fn app(mesh: &mut Mesh, pod: &Pod, port: u16, more: &[&str]) {
+    let mut app = Command::new(bin("outrigger-testapp"));
+    app.args([
+        "http",
+        "--listen",
+        &format!("0.0.0.0:{port}"),
+        "--name",
+        &pod.name,
+    ]);
+    app.args(more);
+    mesh.spawn_in(pod, "app", &app);
+}

@@ -1,0 +1,311 @@
+//! A whole mesh on one machine: pods are network namespaces, joined by a bridge, inside one
+//! unprivileged user namespace. No root is needed, nothing outside is touched, and the kernel
+//! cleans up when the test's process ends, however it ends.
+
+use std::{
+    env, fs,
+    io::Write as _,
+    net::Ipv4Addr,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Set inside the namespace.
+const INSIDE: &str = "OUTRIGGER_NETNS";
+/// Mark of the proxies' own connections: only one uid is mapped here, so it cannot tell them.
+pub const MARK: u32 = 1337;
+/// The bridge's address, where what stands for the rest of the cluster listens.
+pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+/// Runs `test` inside namespaces of its own. `name` is the test's full name, by which the test
+/// binary is started once more inside them.
+///
+/// # Panics
+/// When the test fails, or user namespaces are forbidden here.
+pub fn run(name: &str, test: impl FnOnce(&mut Mesh)) {
+    if env::var_os(INSIDE).is_some() {
+        let mut mesh = Mesh::new(name);
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&mut mesh)));
+        if let Err(panic) = outcome {
+            mesh.print_logs();
+            std::panic::resume_unwind(panic);
+        }
+        return;
+    }
+    let name = name.split_once("::").map_or(name, |(_, rest)| rest);
+    let status = Command::new("unshare")
+        .args(["-Urnmpf", "--mount-proc", "--kill-child"])
+        .arg(env::current_exe().expect("own path"))
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .status()
+        .expect("unshare (package util-linux)");
+    assert!(
+        status.success(),
+        "{name} failed inside its namespaces; if they could not be made: user namespaces have to \
+         be allowed (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces)"
+    );
+}
+
+/// A node network with pods on it.
+#[derive(Debug)]
+pub struct Mesh {
+    /// Files of this test.
+    pub dir: PathBuf,
+    pods: u8,
+    processes: Vec<Process>,
+}
+
+/// A network namespace with an address.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    pub name: String,
+    pub ip: Ipv4Addr,
+    dir: PathBuf,
+}
+
+/// A running program; killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    pub name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+fn sh(command: &str) {
+    let output = Command::new("sh")
+        .args(["-c", command])
+        .env("PATH", path())
+        .output()
+        .expect("sh");
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn path() -> String {
+    let own = env::var("PATH").unwrap_or_default();
+    format!("{own}:/usr/local/sbin:/usr/sbin:/sbin")
+}
+
+impl Mesh {
+    fn new(name: &str) -> Self {
+        let short = name.rsplit("::").next().unwrap_or(name);
+        let dir = env::temp_dir().join(format!("outrigger-{short}-{}", random()));
+        fs::create_dir_all(&dir).expect("a folder for the test's files");
+        sh("mount -t tmpfs tmpfs /run && mkdir -p /run/netns");
+        sh("ip link set lo up && ip link add br0 type bridge && ip link set br0 up");
+        sh(&format!("ip addr add {NODE}/16 dev br0"));
+        Self {
+            dir,
+            pods: 0,
+            processes: Vec::new(),
+        }
+    }
+
+    /// A new pod.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn pod(&mut self, name: &str) -> Pod {
+        self.pods += 1;
+        let ip = Ipv4Addr::new(10, 77, 1, self.pods);
+        let veth = format!("v{}", self.pods);
+        sh(&format!(
+            "ip netns add {name} && ip link add {veth} type veth peer name eth0 netns {name} && \
+             ip link set {veth} master br0 up && \
+             nsenter --net=/run/netns/{name} sh -c 'ip link set lo up && \
+             ip addr add {ip}/16 dev eth0 && ip link set eth0 up && \
+             ip route add default via {NODE}'"
+        ));
+        Pod {
+            name: name.to_owned(),
+            ip,
+            dir: self.dir.clone(),
+        }
+    }
+
+    /// Starts a program on the node.
+    pub fn spawn(&mut self, name: &str, command: Command) {
+        let process = start(&self.dir, name, command);
+        self.processes.push(process);
+    }
+
+    /// Starts a program in a pod.
+    pub fn spawn_in(&mut self, pod: &Pod, name: &str, command: &Command) {
+        let name = format!("{}-{name}", pod.name);
+        let process = start(&self.dir, &name, pod.wrap(command));
+        self.processes.push(process);
+    }
+
+    /// Sends a signal to a program started under `name` and forgets it.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn signal(&mut self, name: &str, signal: &str) -> Process {
+        let at = self.processes.iter().position(|p| p.name == name);
+        let process = self.processes.remove(at.expect(name));
+        sh(&format!("kill -{signal} {}", process.child.id()));
+        process
+    }
+
+    /// What a program has printed so far.
+    #[must_use]
+    pub fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    fn print_logs(&self) {
+        let mut files: Vec<_> = fs::read_dir(&self.dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "log"))
+            .collect();
+        files.sort();
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap_or_default();
+            let lines: Vec<_> = text.lines().collect();
+            let from = lines.len().saturating_sub(60);
+            let mut out = std::io::stderr().lock();
+            let _shown = writeln!(out, "--- {}", file.display());
+            for line in lines.get(from..).unwrap_or_default() {
+                let _shown = writeln!(out, "{line}");
+            }
+        }
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        self.processes.clear();
+        if !std::thread::panicking() {
+            let _gone = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+fn random() -> u32 {
+    rand::random()
+}
+
+fn start(dir: &Path, name: &str, mut command: Command) -> Process {
+    let log = dir.join(format!("{name}.log"));
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .expect("a log file");
+    let child = command
+        .env("PATH", path())
+        .stdin(Stdio::null())
+        .stdout(file.try_clone().expect("a second handle"))
+        .stderr(file)
+        .process_group(0)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    Process {
+        name: name.to_owned(),
+        child,
+        log,
+    }
+}
+
+impl Process {
+    /// Waits for the program to end by itself: its exit code and what it printed.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn wait(&mut self, limit: Duration) -> (Option<i32>, String) {
+        let until = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                let text = fs::read_to_string(&self.log).unwrap_or_default();
+                return (status.code(), text);
+            }
+            assert!(Instant::now() < until, "{} has not ended", self.name);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _dead = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+impl Pod {
+    fn wrap(&self, command: &Command) -> Command {
+        let mut inside = Command::new("nsenter");
+        inside
+            .arg(format!("--net=/run/netns/{}", self.name))
+            .arg(command.get_program())
+            .args(command.get_args())
+            .current_dir(&self.dir)
+            .env("PATH", path());
+        for (key, value) in command.get_envs() {
+            if let Some(value) = value {
+                inside.env(key, value);
+            }
+        }
+        inside
+    }
+
+    /// Runs a program in the pod to its end.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn output(&self, command: &Command) -> Output {
+        self.wrap(command).output().expect("started")
+    }
+
+    /// Runs a shell line in the pod: exit code, standard output, standard error.
+    #[must_use]
+    pub fn sh(&self, line: &str) -> (Option<i32>, String, String) {
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        let output = self.output(&command);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    }
+}
+
+/// Tries until `attempt` gives something.
+///
+/// # Panics
+/// After `limit`, saying `what` was waited for.
+pub fn until<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(found) = attempt() {
+            return found;
+        }
+        assert!(Instant::now() < end, "waited {limit:?} for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Declares a test that runs inside namespaces of its own.
+#[macro_export]
+macro_rules! mesh_test {
+    ($(#[$meta:meta])* $name:ident, $mesh:ident, $body:block) => {
+        $(#[$meta])*
+        #[test]
+        fn $name() {
+            let name = concat!(module_path!(), "::", stringify!($name));
+            $crate::netns::run(name, |$mesh: &mut $crate::netns::Mesh| $body);
+        }
+    };
+}
