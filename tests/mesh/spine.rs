@@ -20,6 +20,9 @@ mesh_test!(one_request_over_mtls, mesh, {
             .arg(mesh.dir.join("wire.pcap"));
         capture
     });
+    until("the capture", PATIENCE, || {
+        mesh.log("capture").contains("listening").then_some(())
+    });
     let answer = until("an answer", PATIENCE, || {
         let (code, out, _) = client
             .sh("curl -sf -m 5 -H 'X-Secret-Marker: plainly-visible' http://10.96.0.10/hello");

@@ -31,7 +31,7 @@ pub fn control_plane(mesh: &mut Mesh) {
 /// Runs `outrigger` on the node: success, standard output, standard error.
 pub fn cli(mesh: &Mesh, args: &[&str]) -> (bool, String, String) {
     let output = Command::new(bin("outrigger"))
-        .args(["--server", &format!("http://{NODE}:15010")])
+        .args(["--server", &format!("{NODE}:15010")])
         .args(args)
         .current_dir(&mesh.dir)
         .output()
