@@ -3,7 +3,7 @@
 
 use outrigger_tests::{mesh_test, netns::until};
 
-use crate::support::{PATIENCE, app, apply, cli, control_plane, service, sidecar};
+use crate::support::{PATIENCE, app, apply, capture, cli, control_plane, service, sidecar, wire};
 
 mesh_test!(one_request_over_mtls, mesh, {
     control_plane(mesh);
@@ -13,16 +13,7 @@ mesh_test!(one_request_over_mtls, mesh, {
     apply(mesh, &service("web", "10.96.0.10", ports, &[server.ip]));
     sidecar(mesh, &server, "web", &[]);
     sidecar(mesh, &client, "client", &[]);
-    mesh.spawn("capture", {
-        let mut capture = std::process::Command::new("tcpdump");
-        capture
-            .args(["-i", "br0", "-U", "-w"])
-            .arg(mesh.dir.join("wire.pcap"));
-        capture
-    });
-    until("the capture", PATIENCE, || {
-        mesh.log("capture").contains("listening").then_some(())
-    });
+    capture(mesh);
     let answer = until("an answer", PATIENCE, || {
         let (code, out, _) = client
             .sh("curl -sf -m 5 -H 'X-Secret-Marker: plainly-visible' http://10.96.0.10/hello");
@@ -33,8 +24,7 @@ mesh_test!(one_request_over_mtls, mesh, {
     assert_eq!(answer["path"], "/hello");
     assert_eq!(answer["headers"]["x-secret-marker"], "plainly-visible");
     // The bytes between the pods are TLS and hide what was sent.
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    let wire = std::fs::read(mesh.dir.join("wire.pcap")).expect("a capture");
+    let wire = wire(mesh);
     assert!(wire.len() > 1000, "{} bytes captured", wire.len());
     let holds = |needle: &[u8]| wire.windows(needle.len()).any(|window| window == needle);
     assert!(!holds(b"plainly-visible"), "clear text on the wire");

@@ -120,3 +120,33 @@ pub fn app(mesh: &mut Mesh, pod: &Pod, port: u16, more: &[&str]) {
     app.args(more);
     mesh.spawn_in(pod, "app", &app);
 }
+
+/// Writes every frame of an interface into a file, one after the other. tcpdump wants to become
+/// another user, which a user namespace does not have.
+const CAPTURE: &str = "
+import socket, sys
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+wire.bind((sys.argv[1], 0))
+out = open(sys.argv[2], 'wb', buffering=0)
+print('listening', flush=True)
+while True:
+    out.write(wire.recv(65536))
+";
+
+/// Begins to record what the first pod sends and receives, into `wire.bin`.
+pub fn capture(mesh: &mut Mesh) {
+    let mut python = Command::new("python3");
+    python
+        .args(["-c", CAPTURE, "v1"])
+        .arg(mesh.dir.join("wire.bin"));
+    mesh.spawn("capture", python);
+    until("the capture", PATIENCE, || {
+        mesh.log("capture").contains("listening").then_some(())
+    });
+}
+
+/// What was recorded.
+pub fn wire(mesh: &Mesh) -> Vec<u8> {
+    std::thread::sleep(Duration::from_millis(300));
+    fs::read(mesh.dir.join("wire.bin")).expect("a capture")
+}

@@ -116,7 +116,7 @@ impl Mesh {
         let ip = Ipv4Addr::new(10, 77, 1, self.pods);
         let veth = format!("v{}", self.pods);
         sh(&format!(
-            "ip netns add {name} && ip link add {veth} type veth peer name eth0 netns {name} && \
+            "ip netns add {name} && ip link add {veth} mtu 9000 type veth peer name eth0 mtu 9000 netns {name} && \
              ip link set {veth} master br0 up && \
              nsenter --net=/run/netns/{name} sh -c 'ip link set lo up && \
              ip addr add {ip}/16 dev eth0 && ip link set eth0 up && \
