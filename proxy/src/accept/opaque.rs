@@ -136,8 +136,7 @@ pub(super) async fn serve(worker: &Arc<Worker>, mut chosen: Chosen, proxy: &TcpP
                 Outcome::Success
             };
             picked.record(outcome, dialed.timings.connect, Instant::now());
-            record.end = Some(end);
-            record.moved = moved;
+            (record.bytes_in, record.bytes_out) = (moved.up, moved.down);
             record.fault = match end {
                 End::DownstreamError => Some(Fault::DownstreamReset),
                 End::UpstreamError => Some(Fault::UpstreamReset),

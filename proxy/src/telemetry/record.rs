@@ -8,7 +8,6 @@ use tokio::time::Instant;
 use crate::{
     config::{ClusterName, SpiffeId, listener::Direction},
     fault::Fault,
-    tcp::{End, Moved},
 };
 
 /// One try.
@@ -89,6 +88,24 @@ impl Record {
             upstream_peer: None,
         }
     }
+
+    /// The status that the client saw, or would have seen: 499 when it did not wait, and never 0
+    /// (OB-05).
+    #[must_use]
+    pub fn code(&self) -> u16 {
+        let of_fault = || self.fault.map_or(0, |fault| fault.row().http);
+        self.status.map_or_else(of_fault, |status| status.as_u16())
+    }
+
+    /// Identity of whoever is at the other end of the mesh: the client inbound, the endpoint
+    /// outbound.
+    #[must_use]
+    pub const fn remote(&self) -> Option<&SpiffeId> {
+        match self.direction {
+            Direction::Inbound => self.peer.as_ref(),
+            Direction::Outbound => self.upstream_peer.as_ref(),
+        }
+    }
 }
 
 /// One opaque connection.
@@ -105,8 +122,10 @@ pub struct ConnectionRecord {
     pub endpoint: Option<SocketAddr>,
     /// Identity of the endpoint.
     pub upstream_peer: Option<SpiffeId>,
-    pub moved: Moved,
-    pub end: Option<End>,
+    /// From the client to the upstream.
+    pub bytes_in: u64,
+    /// From the upstream to the client.
+    pub bytes_out: u64,
     pub fault: Option<Fault>,
     pub details: String,
 }
@@ -131,10 +150,19 @@ impl ConnectionRecord {
             cluster: None,
             endpoint: None,
             upstream_peer: None,
-            moved: Moved { up: 0, down: 0 },
-            end: None,
+            bytes_in: 0,
+            bytes_out: 0,
             fault: None,
             details: String::new(),
+        }
+    }
+
+    /// As [`Record::remote`].
+    #[must_use]
+    pub const fn remote(&self) -> Option<&SpiffeId> {
+        match self.direction {
+            Direction::Inbound => self.peer.as_ref(),
+            Direction::Outbound => self.upstream_peer.as_ref(),
         }
     }
 }
