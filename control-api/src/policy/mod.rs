@@ -2,7 +2,7 @@
 //!
 //! Every kind here is a plain serde type whose unknown fields are errors, and a [`Spec`] that says
 //! what serde cannot: ranges, names, and fields that exclude each other. A fault names the field
-//! below `spec` and the reason. [`xds`] turns specs into pieces of xDS resources.
+//! below `spec` and the reason.
 
 mod authorization;
 mod fault_injection;
@@ -15,7 +15,6 @@ mod reference;
 mod telemetry;
 mod traffic;
 mod units;
-pub mod xds;
 
 #[cfg(test)]
 mod tests;

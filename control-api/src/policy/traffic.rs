@@ -1,8 +1,7 @@
 //! `TrafficPolicy`: how callers treat the endpoints of a Service.
 //!
-//! It is attached to a Service or one of its ports; its `timeouts`, `retries` and
-//! `loadBalancer.hashOn`, which belong to requests, may also be attached to a route or one of its
-//! rules. What is left out has the default that stands at the field.
+//! It is attached to a Service or one of its ports; its `timeouts` and `retries`,
+//! which belong to requests, may also be attached to a route or one of its rules. What is left out has the default that stands at the field.
 
 mod check;
 
