@@ -43,9 +43,14 @@ impl StringMatch {
     pub fn regex(pattern: &str) -> Result<Self, super::Invalid> {
         /// Bounds what a hostile pattern can make us build; Envoy bounds its program size too.
         const MAX_COMPILED: usize = 1 << 20;
-        regex::RegexBuilder::new(&format!("^(?:{pattern})$"))
-            .size_limit(MAX_COMPILED)
-            .build()
+        let build = |pattern: &str| {
+            regex::RegexBuilder::new(pattern)
+                .size_limit(MAX_COMPILED)
+                .build()
+        };
+        // By itself first: `a)|(b` is no expression, but would become one between our brackets.
+        build(pattern)
+            .and_then(|_| build(&format!("^(?:{pattern})$")))
             .map(Self::Regex)
             .map_err(|e| super::Invalid::at("regex", e.to_string()))
     }
@@ -215,6 +220,7 @@ mod tests {
             "anchored as a whole"
         );
         assert!(StringMatch::regex("(").is_err());
+        assert!(StringMatch::regex("a)|(b").is_err());
     }
 
     #[test]
