@@ -27,10 +27,11 @@ use super::{
 };
 use crate::config::Snapshot;
 
-/// What the first answer of a new stream takes away is kept for so long, counted from the beginning
-/// of the stream, in case the server has only just started and does not know everything yet
-/// (LB-02).
+/// What a new stream takes away at its beginning is kept for so long, counted from there, in case
+/// the server has only just started and does not know everything yet (LB-02).
 pub const GRACE: Duration = Duration::from_secs(30);
+/// The beginning of a stream: the first answer of each type, and so long.
+const SETTLING: Duration = Duration::from_secs(5);
 
 /// What is subscribed without being asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,8 +80,6 @@ pub(crate) struct Client {
     on_demand: bool,
     /// Types of which a whole answer came once, so that what it lacked does not exist.
     seen_all: BTreeSet<Kind>,
-    /// Whether something was held when the present stream began.
-    resumed: bool,
     /// The server can be asked: a stream is open, or the first one is being opened.
     reachable: bool,
     sweep: Option<Instant>,
@@ -130,7 +129,6 @@ impl Client {
             roots,
             on_demand,
             seen_all: BTreeSet::new(),
-            resumed: false,
             reachable: true,
             sweep: None,
             stats,
@@ -209,9 +207,6 @@ impl Client {
 
     /// A stream is open.
     pub(crate) fn connected(&mut self, now: Instant) {
-        self.resumed = Kind::ALL
-            .into_iter()
-            .any(|kind| lock(&self.store).all_held(kind).next().is_some());
         lock(&self.store).reprieve();
         self.protocol.connected(now);
         self.reachable = true;

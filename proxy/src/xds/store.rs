@@ -1,9 +1,9 @@
 //! The resources held: the last good one of each name, beside what was wrong with a later one.
 //!
 //! An equal resource keeps its `Arc`, so that pointer equality downstream tells what changed
-//! (XD-06). A removal or an emptied endpoint list that arrives in the first answer of a new stream
-//! waits for a grace before it counts, for it may come from a server that has only just begun to
-//! know things (LB-02).
+//! (XD-06). A removal or an emptied endpoint list that arrives at the beginning of a new
+//! stream waits for a grace before it counts, for it may come from a server that has only just
+//! begun to know things (LB-02).
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
@@ -47,6 +47,8 @@ pub(crate) struct Held {
     pub(crate) updated: SystemTime,
     /// When its TTL ends, if it has one.
     expires: Option<Instant>,
+    /// It is from before the present stream, and nothing was said about it on this one.
+    unconfirmed: bool,
 }
 
 /// A resource that was not taken.
@@ -120,6 +122,7 @@ impl Store {
             Some(held) if held.raw == incoming.raw => {
                 held.version = Arc::clone(&incoming.version);
                 held.expires = incoming.expires;
+                held.unconfirmed = false;
                 entry.later = None;
                 entry.rejected = None;
                 entry.absent = false;
@@ -135,11 +138,12 @@ impl Store {
         let entry = self.kinds.of_mut(kind).get_mut(name);
         if let Some(held) = entry.and_then(|entry| entry.held.as_mut()) {
             held.expires = expires;
+            held.unconfirmed = false;
         }
     }
 
-    /// Takes a good resource. With `grace`, an endpoint list that lost all of its members waits
-    /// until then.
+    /// Takes a good resource. With `grace`, an endpoint list from before this stream that lost all
+    /// of its members waits until then.
     pub(crate) fn accept(
         &mut self,
         kind: Kind,
@@ -173,8 +177,10 @@ impl Store {
             resource,
             updated: incoming.updated,
             expires: incoming.expires,
+            unconfirmed: false,
         };
-        if let Some(due) = grace.filter(|_| emptied) {
+        let old = entry.held.as_ref().is_some_and(|held| held.unconfirmed);
+        if let Some(due) = grace.filter(|_| emptied && old) {
             entry.later = Some(Later {
                 due,
                 instead: Some(held),
@@ -193,13 +199,14 @@ impl Store {
         entry.rejected = Some(rejected);
     }
 
-    /// The server says that there is no such resource (any more). With `grace`, one that is held
-    /// stays until then.
+    /// The server says that there is no such resource (any more). With `grace`, one from before
+    /// this stream stays until then.
     pub(crate) fn remove(&mut self, kind: Kind, name: &str, grace: Option<Instant>) -> Effect {
         self.timed |= grace.is_some();
         let entries = self.kinds.of_mut(kind);
         let entry = entries.entry(name.into()).or_default();
-        if let (Some(_), Some(due)) = (&entry.held, grace) {
+        let old = entry.held.as_ref().is_some_and(|held| held.unconfirmed);
+        if let Some(due) = grace.filter(|_| old) {
             entry.later = Some(Later { due, instead: None });
             return Effect::Deferred;
         }
@@ -226,11 +233,14 @@ impl Store {
         entries.entry(Arc::clone(name)).or_default();
     }
 
-    /// A new stream begins: what an earlier server took away, this one has to take away itself.
+    /// A new stream begins: what an earlier server gave or took away, this one has to itself.
     pub(crate) fn reprieve(&mut self) {
         for (_, entries) in self.kinds.iter_mut() {
             for entry in entries.values_mut() {
                 entry.later = None;
+                if let Some(held) = &mut entry.held {
+                    held.unconfirmed = true;
+                }
             }
         }
     }

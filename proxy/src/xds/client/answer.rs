@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Answer, Client, GRACE, Received, lock};
+use super::{Answer, Client, GRACE, Received, SETTLING, lock};
 use crate::xds::{
     decode, demand,
     kind::Kind,
@@ -27,7 +27,8 @@ impl Client {
         let kind = answer.kind;
         let first = self.protocol.received(kind, &answer.nonce);
         let begun = self.protocol.since().unwrap_or(now);
-        let grace = (first && self.resumed).then(|| begun + GRACE);
+        let early = first || now < begun + SETTLING;
+        let grace = early.then(|| begun + GRACE);
         let wall = (self.clock)();
         self.stats.connected.store(true, Ordering::Relaxed);
         self.stats.from_disk.store(false, Ordering::Relaxed);

@@ -413,7 +413,12 @@ async fn xd_04_later_answers_of_the_same_stream_remove_at_once() {
     rig.send(Kind::Cluster, &[("a", "1", eds_cluster("a"))], &[]);
     rig.client.disconnected();
     rig.client.connected(Instant::now());
-    rig.send(Kind::Cluster, &[], &[]);
+    rig.send(Kind::Cluster, &[("b", "1", eds_cluster("b"))], &[]);
+    // What this stream gave, it takes at once; what is from before, after it has settled.
+    rig.send(Kind::Cluster, &[], &["a", "b"]);
+    assert!(lock(&rig.client.store).get(Kind::Cluster, "b").is_none());
+    assert!(lock(&rig.client.store).held(Kind::Cluster, "a").is_some());
+    tokio::time::advance(SETTLING).await;
     rig.send(Kind::Cluster, &[], &["a"]);
     assert!(lock(&rig.client.store).get(Kind::Cluster, "a").is_none());
 }
