@@ -8,7 +8,6 @@ pub mod clock;
 pub mod duration;
 pub mod identity;
 pub mod model;
-pub mod policy;
 pub mod serve;
 pub mod store;
 pub mod tls;

@@ -1,10 +1,11 @@
 //! From YAML text to objects.
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::sync::Arc;
+
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{Invalid, Key, Kind, Object, Spec};
-use crate::policy::{self, did_you_mean};
+use super::{Invalid, Key, Kind, Object, ServiceSpec, Spec};
 
 /// Where objects go that name no namespace.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -134,8 +135,8 @@ pub fn parse_object(
         name,
     };
     let mut faults = Vec::new();
-    if kind.api_version() != envelope.api_version {
-        let why = format!("must be {}", kind.api_version());
+    if !kind.api_versions().contains(&envelope.api_version.as_str()) {
+        let why = format!("must be {}", kind.api_versions().join(" or "));
         faults.push(fault(&key, "apiVersion", why));
     }
     if !is_dns(&key.name, MAX_NAME) {
@@ -147,7 +148,11 @@ pub fn parse_object(
         faults.push(fault(&key, "metadata.namespace", why));
     }
     let spec = envelope.spec.unwrap_or_else(|| Value::Object(Map::new()));
-    let (spec, json) = match Spec::read(*kind, spec) {
+    let spec = match kind {
+        Kind::Service => read::<ServiceSpec>(spec, ServiceSpec::faults)
+            .map(|(spec, json)| (Spec::Service(Arc::new(spec)), json)),
+    };
+    let (spec, json) = match spec {
         Ok(read) if faults.is_empty() => read,
         Ok(_) => return Err(faults),
         Err(found) => {
@@ -169,15 +174,15 @@ pub fn parse_object(
     })
 }
 
-/// Path below `spec`, and why.
-pub(super) type Faults = Vec<(String, String)>;
+type Faults = Vec<(String, String)>;
 
 /// The typed spec and its normal form.
-pub(super) fn read<T: policy::Spec + DeserializeOwned + Serialize>(
+fn read<T: DeserializeOwned + serde::Serialize>(
     spec: Value,
+    faults: impl Fn(&T) -> Faults,
 ) -> Result<(T, Value), Faults> {
     let read: T = typed(spec).map_err(|fault| vec![fault])?;
-    let found = read.faults();
+    let found = faults(&read);
     if !found.is_empty() {
         return Err(found);
     }
@@ -189,7 +194,7 @@ fn typed<T: DeserializeOwned>(value: Value) -> Result<T, (String, String)> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let path = if path == "." { String::new() } else { path };
-        (path, did_you_mean(&error.into_inner().to_string()))
+        (path, error.into_inner().to_string())
     })
 }
 
@@ -207,8 +212,9 @@ fn document_of(
             metadata.insert(name.into(), Value::Object(map));
         }
     }
+    let version = key.kind.api_versions().first().copied().unwrap_or_default();
     serde_json::json!({
-        "apiVersion": key.kind.api_version(),
+        "apiVersion": version,
         "kind": key.kind.as_str(),
         "metadata": metadata,
         "spec": spec,

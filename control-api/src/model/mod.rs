@@ -2,17 +2,10 @@
 
 mod manifest;
 mod service;
-#[cfg(test)]
-mod tests;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde_json::Value;
-
-use crate::policy::{
-    AuthorizationPolicySpec, FaultInjectionSpec, GrpcRouteSpec, HttpRouteSpec, MutualTlsSpec,
-    TelemetrySpec, TrafficPolicySpec,
-};
 
 pub use manifest::{DEFAULT_NAMESPACE, parse_manifest, parse_object};
 pub use service::{AppProtocol, Endpoint, ServicePort, ServiceSpec};
@@ -29,79 +22,33 @@ pub struct Invalid {
     pub why: String,
 }
 
-/// Declares the kinds: name of the variant, `kind:`, API group and version, type of the spec.
-macro_rules! kinds {
-    ($($(#[$doc:meta])* $kind:ident = $name:literal, $version:expr, $spec:ty;)*) => {
-        /// The kinds of object there are.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Kind {
-            $($(#[$doc])* $kind,)*
-        }
-
-        impl Kind {
-            /// Every kind.
-            pub const ALL: &[Self] = &[$(Self::$kind),*];
-
-            /// As in `kind:`.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$kind => $name,)*
-                }
-            }
-
-            /// The `apiVersion` that it has.
-            #[must_use]
-            pub const fn api_version(self) -> &'static str {
-                match self {
-                    $(Self::$kind => $version,)*
-                }
-            }
-        }
-
-        /// What an object says, typed.
-        #[derive(Debug, Clone)]
-        pub enum Spec {
-            $($(#[$doc])* $kind(Arc<$spec>),)*
-        }
-
-        impl Spec {
-            /// Reads the spec of an object of this kind; also gives its normal form.
-            fn read(kind: Kind, spec: Value) -> Result<(Self, Value), manifest::Faults> {
-                match kind {
-                    $(Kind::$kind => manifest::read::<$spec>(spec)
-                        .map(|(spec, json)| (Self::$kind(Arc::new(spec)), json)),)*
-                }
-            }
-        }
-    };
-}
-
-/// The group of our own kinds.
-const OWN: &str = "outrigger.dev/v1";
-/// The group of routes.
-const GATEWAY: &str = "gateway.networking.k8s.io/v1";
-
-kinds! {
+/// The kinds of object there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
     /// A service, its ports, addresses and endpoints.
-    Service = "Service", OWN, ServiceSpec;
-    /// Where requests go.
-    HttpRoute = "HTTPRoute", GATEWAY, HttpRouteSpec;
-    /// Where gRPC calls go.
-    GrpcRoute = "GRPCRoute", GATEWAY, GrpcRouteSpec;
-    /// How endpoints are treated.
-    TrafficPolicy = "TrafficPolicy", OWN, TrafficPolicySpec;
-    /// Who may call.
-    AuthorizationPolicy = "AuthorizationPolicy", OWN, AuthorizationPolicySpec;
-    /// Whether clear text is taken.
-    MutualTls = "MutualTLS", OWN, MutualTlsSpec;
-    /// Errors on purpose.
-    FaultInjection = "FaultInjection", OWN, FaultInjectionSpec;
-    /// What is reported.
-    Telemetry = "Telemetry", OWN, TelemetrySpec;
+    Service,
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: &[Self] = &[Self::Service];
+
+    /// As in `kind:`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+        }
+    }
+
+    /// The `apiVersion` values that are taken for it; the first is what we write.
+    #[must_use]
+    pub const fn api_versions(self) -> &'static [&'static str] {
+        match self {
+            Self::Service => &["outrigger.dev/v1"],
+        }
+    }
+
     /// By its name, in any case, in the singular or the plural.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
@@ -110,7 +57,6 @@ impl Kind {
             let own = kind.as_str().to_ascii_lowercase();
             let plural = match own.strip_suffix('y') {
                 Some(stem) => format!("{stem}ies"),
-                None if own.ends_with('s') => own.clone(),
                 None => format!("{own}s"),
             };
             wanted == own || wanted == plural
@@ -141,6 +87,13 @@ impl fmt::Display for Key {
     }
 }
 
+/// What an object says, typed.
+#[derive(Debug, Clone)]
+pub enum Spec {
+    /// See [`ServiceSpec`].
+    Service(Arc<ServiceSpec>),
+}
+
 /// One object.
 #[derive(Debug, Clone)]
 pub struct Object {
@@ -166,12 +119,9 @@ pub struct Objects {
 impl Objects {
     /// The services with their names.
     pub fn services(&self) -> impl Iterator<Item = (&Key, &Arc<ServiceSpec>)> {
-        self.by_key
-            .iter()
-            .filter_map(|(key, object)| match &object.spec {
-                Spec::Service(service) => Some((key, service)),
-                _ => None,
-            })
+        self.by_key.iter().map(|(key, object)| match &object.spec {
+            Spec::Service(service) => (key, service),
+        })
     }
 
     /// What is wrong between objects that are right by themselves.

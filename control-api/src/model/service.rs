@@ -7,8 +7,6 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::policy::{Faults, Spec};
-
 /// Ports of a service; Kubernetes objects of 1 MiB hold fewer.
 const MAX_PORTS: usize = 1_000;
 /// Endpoints of a service; Kubernetes is tested with 5,000 pods in one.
@@ -145,11 +143,12 @@ impl ServiceSpec {
         let own = endpoint.service_account.as_deref();
         own.or(self.service_account.as_deref()).unwrap_or("default")
     }
-}
 
-impl Spec for ServiceSpec {
-    fn check(&self, all: &mut Faults) {
-        let mut fault = |path: String, why: &str| all.add(&path, why);
+    /// Everything wrong with it: path below `spec`, and why.
+    #[must_use]
+    pub fn faults(&self) -> Vec<(String, String)> {
+        let mut faults = Vec::new();
+        let mut fault = |path: String, why: &str| faults.push((path, why.to_owned()));
         if self.ports.is_empty() || self.ports.len() > MAX_PORTS {
             fault("ports".into(), "must have 1 to 1000 entries");
         }
@@ -185,6 +184,7 @@ impl Spec for ServiceSpec {
                 fault(format!("endpoints[{i}].{path}"), why);
             });
         }
+        faults
     }
 }
 

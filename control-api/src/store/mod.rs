@@ -326,6 +326,5 @@ fn load(database: &Database) -> Result<Objects, StoreError> {
 pub fn service_of(object: &Object) -> Option<&Arc<crate::model::ServiceSpec>> {
     match &object.spec {
         Spec::Service(service) => Some(service),
-        _ => None,
     }
 }

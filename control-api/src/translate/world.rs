@@ -132,7 +132,6 @@ impl World {
         let (key, object) = self.objects.by_key.get_key_value(key)?;
         match &object.spec {
             Spec::Service(service) => Some((key, service)),
-            _ => None,
         }
     }
 
