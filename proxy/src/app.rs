@@ -163,6 +163,7 @@ fn start_control(
             id: args.spiffe_id()?,
             token_file: args.token_file.clone(),
             clock: WallClock::system(),
+            state_dir: args.state_dir.clone(),
         };
         let seed = StdRng::seed_from_u64(rng.random());
         tokio::spawn(source.run(Arc::clone(&shared.identity), seed));

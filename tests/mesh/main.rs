@@ -1,4 +1,6 @@
 //! Whole meshes in network namespaces, with real programs.
 
+mod outages;
 mod spine;
 mod support;
+mod transparency;

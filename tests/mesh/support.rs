@@ -103,6 +103,9 @@ pub fn proxy(mesh: &mut Mesh, pod: &Pod, account: &str, more: &[&str]) {
     proxy
         .arg("--token-file")
         .arg(mesh.dir.join(format!("{}.token", pod.name)));
+    proxy
+        .arg("--state-dir")
+        .arg(mesh.dir.join(format!("state-{}", pod.name)));
     proxy.args(more);
     mesh.spawn_in(pod, "proxy", &proxy);
 }

@@ -49,7 +49,15 @@ pub struct CertificateSource {
     /// Proof for the first certificate; later ones are asked for with the one before.
     pub token_file: Option<PathBuf>,
     pub clock: WallClock,
+    /// Where the identity is kept for a restart while the control plane is away, readable by the
+    /// proxy alone. The key does not leave the pod by it.
+    pub state_dir: Option<PathBuf>,
 }
+
+/// The identity in the state directory.
+const SAVED: &str = "identity.pem";
+/// Between its three parts.
+const PART: &str = "\n# ----\n";
 
 impl CertificateSource {
     /// Fetches and renews for as long as it runs, putting each new identity into `store`.
@@ -57,6 +65,10 @@ impl CertificateSource {
         let backoff = Backoff::new(RETRY_BASE, RETRY_MAX).unwrap_or(Backoff::REQUEST);
         let mut failures = 0_u32;
         let jitter = rng.random::<f64>();
+        if let Some(saved) = self.saved().await {
+            tracing::info!(identity = %self.id, not_after = saved.not_after, "saved certificate in use");
+            store.set(saved);
+        }
         loop {
             let now = self.clock.now();
             let due = match store.get() {
@@ -126,14 +138,46 @@ impl CertificateSource {
             .await
             .map_err(|status| SourceError::Refused(Box::new(status)))?
             .into_inner();
-        Ok(Identity::from_pem(
+        let key_pem = key.serialize_pem();
+        let identity = Identity::from_pem(
             &answer.cert_chain_pem,
-            &key.serialize_pem(),
+            &key_pem,
             &answer.trust_bundle_pem,
             Some(&self.id),
             self.clock.now(),
-        )?)
+        )?;
+        let parts = [&answer.cert_chain_pem, &key_pem, &answer.trust_bundle_pem];
+        if let Some(dir) = &self.state_dir
+            && let Err(error) = save(dir, &parts.map(String::as_str).join(PART)).await
+        {
+            tracing::warn!(dir = %dir.display(), %error, "the certificate is not saved");
+        }
+        Ok(identity)
     }
+
+    /// What an earlier run saved, if it is still good.
+    async fn saved(&self) -> Option<Identity> {
+        let path = self.state_dir.as_ref()?.join(SAVED);
+        let text = tokio::fs::read_to_string(path).await.ok()?;
+        let mut parts = text.split(PART);
+        let (chain, key, roots) = (parts.next()?, parts.next()?, parts.next()?);
+        let loaded = Identity::from_pem(chain, key, roots, Some(&self.id), self.clock.now());
+        loaded
+            .inspect_err(|error| tracing::warn!(%error, "the saved certificate is not used"))
+            .ok()
+    }
+}
+
+/// Written beside and moved into place, so that it is whole or not there.
+async fn save(dir: &std::path::Path, text: &str) -> std::io::Result<()> {
+    tokio::fs::create_dir_all(dir).await?;
+    let new = dir.join(format!("{SAVED}.new"));
+    let mut options = tokio::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&new).await?;
+    tokio::io::AsyncWriteExt::write_all(&mut file, text.as_bytes()).await?;
+    file.sync_all().await?;
+    tokio::fs::rename(&new, dir.join(SAVED)).await
 }
 
 /// Reads certificate, key and bundle from files, again whenever they change.

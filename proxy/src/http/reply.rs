@@ -26,6 +26,19 @@ pub const MAX_DETAILS: usize = 256;
 /// Carries the cause of an answer made by a proxy (RFC 9209).
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
+/// The fault that another Outrigger proxy put into `proxy-status`, if it did.
+#[must_use]
+pub fn told_fault(headers: &HeaderMap) -> Option<Fault> {
+    let value = headers.get(PROXY_STATUS)?.to_str().ok()?;
+    let rest = value.strip_prefix("outrigger;")?;
+    let (_, details) = rest.split_once("details=\"")?;
+    let name = details.split([':', '"']).next()?;
+    Fault::ALL
+        .iter()
+        .copied()
+        .find(|fault| fault.name() == name)
+}
+
 /// What the caller of a request can read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Caller {

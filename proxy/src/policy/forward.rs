@@ -19,10 +19,11 @@ use super::{
 use crate::{
     balance::{ClusterHandle, Outcome, PickCx, Picked, RequestPermit},
     config::{cluster::UpstreamProtocol, route::RetryPolicy},
-    fault::{Fault, Resend},
+    fault::{Fault, Resend, Side},
     http::{
         BodyLen, Downstream, grpc,
         h1::{strip_hop_by_hop, upgrade_token},
+        reply,
     },
     net::BoxIo,
     pool::{Admit, ConnectError, Permit, Target, Wire},
@@ -239,6 +240,20 @@ impl Job<'_> {
         let now = Instant::now();
         attempt.ended = now;
         let latency = now - began;
+        let result = result.and_then(|(up, head)| {
+            // An answer that the endpoint's own proxy made is a failure of this try, and says
+            // whether the application can have seen the request.
+            match self
+                .record
+                .upstream_peer
+                .is_some()
+                .then(|| told(&head.head))
+                .flatten()
+            {
+                Some(failure) => Err(failure),
+                None => Ok((up, head)),
+            }
+        });
         match result {
             Ok((up, head)) => {
                 attempt.status = Some(head.head.status());
@@ -555,6 +570,20 @@ impl Answered {
     }
 }
 
+/// The failure that a mesh peer's proxy reports instead of its application's answer. Only failures
+/// on the way to the application count: a refusal by policy is an answer.
+fn told(head: &Response<()>) -> Option<Failure> {
+    let fault = reply::told_fault(head.headers())?;
+    let row = fault.row();
+    let on_the_way = row.side == Side::Upstream || fault == Fault::Draining;
+    on_the_way.then(|| Failure {
+        fault,
+        detail: "reported by the endpoint's proxy".to_owned(),
+        sent: row.resend != Resend::Safe,
+        answered: false,
+    })
+}
+
 enum Lease {
     One(Box<crate::pool::Http1Lease>),
     Two(crate::pool::Http2Lease),
@@ -594,5 +623,3 @@ fn outcome_of(fault: Fault) -> Outcome {
         _ => Outcome::Neutral,
     }
 }
-
-const _: () = assert!(matches!(Fault::ConnectFailed.row().resend, Resend::Safe));

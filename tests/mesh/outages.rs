@@ -1,0 +1,132 @@
+//! Endpoints, proxies and the control plane go away under load; nobody notices.
+
+use std::{process::Command, time::Duration};
+
+use outrigger_tests::{
+    bin, mesh_test,
+    netns::{Mesh, Pod, until},
+};
+
+use crate::support::{PATIENCE, app, apply, control_plane, proxy, service, sidecar};
+
+const VIP: &str = "10.96.0.30";
+
+/// A client and `n` instances of one service, all in the mesh.
+fn rig(mesh: &mut Mesh, n: usize, more: &[&str]) -> (Pod, Vec<Pod>) {
+    control_plane(mesh);
+    let client = mesh.pod("client");
+    let servers: Vec<_> = (0..n).map(|n| mesh.pod(&format!("web{n}"))).collect();
+    let addresses: Vec<_> = servers.iter().map(|pod| pod.ip).collect();
+    let ports = "[{port: 80, targetPort: 8080, appProtocol: http}]";
+    apply(mesh, &service("web", VIP, ports, &addresses));
+    for server in &servers {
+        app(mesh, server, 8080, &[]);
+        sidecar(mesh, server, "web", more);
+    }
+    sidecar(mesh, &client, "client", more);
+    until("an answer", PATIENCE, || {
+        let (code, ..) = client.sh(&format!("curl -sf -m 2 http://{VIP}/"));
+        (code == Some(0)).then_some(())
+    });
+    (client, servers)
+}
+
+/// Starts a load in the client's pod.
+fn load(mesh: &mut Mesh, client: &Pod, name: &str, method: &str, rate: u32, seconds: u32) {
+    let mut load = Command::new(bin("outrigger-testapp"));
+    load.args([
+        "load",
+        "--url",
+        &format!("http://{VIP}/"),
+        "--method",
+        method,
+    ]);
+    load.args([
+        "--rate",
+        &rate.to_string(),
+        "--seconds",
+        &seconds.to_string(),
+    ]);
+    mesh.spawn_in(client, name, &load);
+}
+
+/// Waits for a load's summary.
+fn summary(mesh: &Mesh, name: &str, limit: Duration) -> serde_json::Value {
+    until(name, limit, || {
+        let log = mesh.log(&format!("client-{name}"));
+        let line = log.lines().find(|line| line.starts_with('{'))?;
+        Some(serde_json::from_str(line).expect("JSON"))
+    })
+}
+
+fn counts(pod: &Pod) -> serde_json::Value {
+    let (_, out, _) = pod.sh("curl -s -m 2 http://127.0.0.1:8080/control/counts");
+    serde_json::from_str(&out).unwrap_or_default()
+}
+
+mesh_test!(rt_01_one_dead_endpoint_of_three_costs_no_request, mesh, {
+    let (client, servers) = rig(mesh, 3, &[]);
+    load(mesh, &client, "get", "GET", 200, 6);
+    load(mesh, &client, "post", "POST", 100, 6);
+    std::thread::sleep(Duration::from_secs(2));
+    drop(mesh.signal("web1-app", "KILL"));
+    let gets = summary(mesh, "get", PATIENCE);
+    let posts = summary(mesh, "post", PATIENCE);
+    assert_eq!(gets["failed"], 0, "{gets}");
+    // What the dead instance had begun is lost for a POST, and is not run again.
+    for server in [0, 2] {
+        let seen = counts(servers.get(server).expect("a server"));
+        assert_eq!(seen["most"], 1, "a request ran twice: {seen}; {posts}");
+    }
+});
+
+mesh_test!(lb_02_the_control_plane_may_go_away, mesh, {
+    let (client, _) = rig(mesh, 2, &[]);
+    load(mesh, &client, "get", "GET", 100, 8);
+    drop(mesh.signal("control", "KILL"));
+    std::thread::sleep(Duration::from_secs(3));
+    let (code, _, err) = client.sh(&format!("curl -sf -m 2 http://{VIP}/"));
+    assert_eq!(code, Some(0), "{err}");
+    let gets = summary(mesh, "get", PATIENCE);
+    assert_eq!(gets["failed"], 0, "{gets}");
+});
+
+mesh_test!(
+    ku_01_sigterm_to_proxy_and_application_loses_no_request,
+    mesh,
+    {
+        let stops = ["--drain-delay", "2s", "--drain-timeout", "5s"];
+        let (client, servers) = rig(mesh, 2, &stops);
+        load(mesh, &client, "get", "GET", 500, 10);
+        std::thread::sleep(Duration::from_secs(2));
+        let mut stopping = mesh.signal("web1-proxy", "TERM");
+        // The endpoint is withdrawn a moment later, as an operator's system does.
+        std::thread::sleep(Duration::from_millis(500));
+        let left: Vec<_> = servers.iter().take(1).map(|pod| pod.ip).collect();
+        let ports = "[{port: 80, targetPort: 8080, appProtocol: http}]";
+        apply(mesh, &service("web", VIP, ports, &left));
+        std::thread::sleep(Duration::from_millis(1500));
+        drop(mesh.signal("web1-app", "TERM"));
+        let (code, log) = stopping.wait(Duration::from_secs(12));
+        assert_eq!(code, Some(0), "{log}");
+        let gets = summary(mesh, "get", PATIENCE * 2);
+        assert_eq!(gets["failed"], 0, "{gets}");
+    }
+);
+
+mesh_test!(
+    lb_02_a_proxy_restarted_without_control_plane_serves_what_it_saved,
+    mesh,
+    {
+        let (client, _) = rig(mesh, 1, &[]);
+        // What is in force is written a moment after it changed.
+        std::thread::sleep(Duration::from_secs(2));
+        drop(mesh.signal("control", "KILL"));
+        drop(mesh.signal("client-proxy", "KILL"));
+        proxy(mesh, &client, "client", &[]);
+        until("an answer from what was saved", PATIENCE, || {
+            let (code, ..) = client.sh(&format!("curl -sf -m 2 http://{VIP}/"));
+            (code == Some(0)).then_some(())
+        });
+    }
+);
