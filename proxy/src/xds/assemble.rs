@@ -30,6 +30,10 @@ pub(crate) struct Assembler {
     clusters: HashMap<Name, Used<Cluster>>,
     routes: HashMap<Name, Arc<RouteConfig>>,
     listeners: HashMap<Name, Used<Listener>>,
+    /// Clusters in use by the name under which their endpoints come.
+    served: HashMap<Name, Vec<Name>>,
+    /// Everything held is in use: nothing waits for anything.
+    settled: bool,
     /// Stands for the endpoints of a cluster whose list does not exist.
     nobody: Arc<Endpoints>,
     snapshot: Arc<Snapshot>,
@@ -123,6 +127,33 @@ impl Assembler {
         }
     }
 
+    /// Puts changed endpoints in, at the cost of the change and of a copied table; `None` when more
+    /// than that may follow from them, and [`Self::assemble`] has to be called.
+    pub(crate) fn replace_members(&mut self, store: &Store, changed: &[Name]) -> Option<Built> {
+        if !self.settled {
+            return None;
+        }
+        let mut next = Snapshot::clone(&self.snapshot);
+        next.generation += 1;
+        for service in changed {
+            let Some(Held {
+                resource: Resource::Endpoints(all),
+                ..
+            }) = store.held(Kind::Endpoints, service)
+            else {
+                return None;
+            };
+            for cluster in self.served.get(service).into_iter().flatten() {
+                next.endpoints.insert((&**cluster).into(), Arc::clone(all));
+            }
+        }
+        self.snapshot = Arc::new(next);
+        Some(Built {
+            snapshot: Arc::clone(&self.snapshot),
+            only_members: true,
+        })
+    }
+
     /// Builds the configuration anew; `None` when nothing changed.
     pub(crate) fn assemble(&mut self, store: &Store, awaited: Awaited<'_>) -> Option<Built> {
         let work = Work { store, awaited };
@@ -130,6 +161,7 @@ impl Assembler {
         self.clusters = clusters;
         self.routes = self.routes(&work);
         self.listeners = self.listeners(&work);
+        self.index(store);
         let before = &self.snapshot;
         let mut next = Snapshot {
             generation: before.generation + 1,
@@ -157,6 +189,32 @@ impl Assembler {
             snapshot: Arc::clone(&self.snapshot),
             only_members,
         })
+    }
+
+    /// Notes what [`Self::replace_members`] needs.
+    fn index(&mut self, store: &Store) {
+        self.served.clear();
+        for (name, used) in &self.clusters {
+            if let Discovery::Eds(service) = &used.held.discovery {
+                let clusters = self.served.entry(Arc::clone(service)).or_default();
+                clusters.push(Arc::clone(name));
+            }
+        }
+        let kinds = [Kind::Cluster, Kind::Route, Kind::Listener];
+        self.settled = kinds.into_iter().all(|kind| {
+            let mut held = store.all_held(kind);
+            held.all(|(name, held)| self.is_used(kind, name, held))
+        });
+    }
+
+    fn is_used(&self, kind: Kind, name: &str, held: &Held) -> bool {
+        let there = match kind {
+            Kind::Cluster => self.clusters.contains_key(name),
+            Kind::Route => self.routes.contains_key(name),
+            Kind::Listener => self.listeners.contains_key(name),
+            Kind::Endpoints | Kind::Secret => true,
+        };
+        there && self.is_current(kind, name, held)
     }
 
     fn clusters(&self, work: &Work<'_>) -> (HashMap<Name, Used<Cluster>>, Members) {

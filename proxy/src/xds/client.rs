@@ -158,23 +158,7 @@ impl Client {
     pub(crate) fn restore(&mut self, saved: Vec<Saved>) {
         let newest = saved.iter().map(|one| one.updated).max();
         for one in saved {
-            let parsed = match decode::parse(one.kind, &one.raw) {
-                Ok(parsed) => parsed,
-                Err(why) => {
-                    tracing::warn!(%why, "a saved resource is not usable any more");
-                    continue;
-                }
-            };
-            if let Some(address) = demand::address_of(&one.name).filter(|_| self.on_demand) {
-                self.destinations.prefetched(address);
-            }
-            let incoming = Incoming {
-                version: one.version,
-                raw: one.raw,
-                expires: None,
-                updated: one.updated,
-            };
-            lock(&self.store).accept(one.kind, &one.name, incoming, parsed, None);
+            self.restore_one(one);
         }
         if let Some(newest) = newest {
             self.stats.from_disk.store(true, Ordering::Relaxed);
@@ -188,6 +172,28 @@ impl Client {
         self.dirty = false;
     }
 
+    fn restore_one(&mut self, one: Saved) {
+        if let Some(address) = demand::address_of(&one.name).filter(|_| self.on_demand) {
+            self.destinations.prefetched(address);
+        }
+        let Some(raw) = one.raw else {
+            lock(&self.store).remove(one.kind, &one.name, None);
+            return;
+        };
+        match decode::parse(one.kind, &raw) {
+            Ok(parsed) => {
+                let incoming = Incoming {
+                    version: one.version,
+                    raw,
+                    expires: None,
+                    updated: one.updated,
+                };
+                lock(&self.store).accept(one.kind, &one.name, incoming, parsed, None);
+            }
+            Err(why) => tracing::warn!(%why, "a saved resource is not usable any more"),
+        }
+    }
+
     /// What is worth keeping on disk. Keys are not.
     pub(crate) fn save(&self) -> Vec<Saved> {
         let store = lock(&self.store);
@@ -199,9 +205,22 @@ impl Client {
                 name: Arc::clone(name),
                 version: Arc::clone(&held.version),
                 updated: held.updated,
-                raw: held.raw.clone(),
+                raw: Some(held.raw.clone()),
             }));
         }
+        // So that the way out of the mesh is open after a restart as it was before.
+        let listeners = store.all(Kind::Listener);
+        all.extend(
+            listeners
+                .filter(|(_, entry)| entry.absent)
+                .map(|(name, _)| Saved {
+                    kind: Kind::Listener,
+                    name: Arc::clone(name),
+                    version: "".into(),
+                    updated: SystemTime::UNIX_EPOCH,
+                    raw: None,
+                }),
+        );
         all
     }
 
@@ -288,8 +307,19 @@ impl Client {
         }
     }
 
-    /// Publishes what changed, then tells whoever waited for it. Returns whether other
-    /// resources may be named than before.
+    /// Endpoints changed and nothing else.
+    fn refresh_members(&mut self, changed: &[Name]) {
+        let store = lock(&self.store);
+        let built = self.assembler.replace_members(&store, changed);
+        drop(store);
+        match built {
+            Some(built) => self.show(Some(built)),
+            None => self.refresh(false),
+        }
+    }
+
+    /// Publishes what changed, then tells whoever waited for it. Returns whether other resources
+    /// may be named than before.
     fn update(&mut self) -> bool {
         let store = lock(&self.store);
         let (protocol, seen) = (&self.protocol, &self.seen_all);

@@ -24,6 +24,8 @@ pub(crate) const DEBOUNCE: Duration = Duration::from_millis(500);
 /// A larger file is neither written nor read: 5,000 services with 20 endpoints take under 20 MiB.
 const MAX_FILE: usize = 128 << 20;
 const FILE: &str = "xds-resources";
+/// Set in the byte of the type where there is no resource.
+const ABSENT: u8 = 0x80;
 const MAGIC: &[u8] = b"outrigger xds resources 1\n";
 
 /// One resource on disk.
@@ -33,7 +35,8 @@ pub(crate) struct Saved {
     pub(crate) name: Name,
     pub(crate) version: Name,
     pub(crate) updated: SystemTime,
-    pub(crate) raw: Bytes,
+    /// Wire form; `None` where the server said that there is no such resource.
+    pub(crate) raw: Option<Bytes>,
 }
 
 /// Why the file could not be used.
@@ -111,11 +114,16 @@ fn encode(node: &str, all: &[Saved]) -> Vec<u8> {
     put(&mut body, node.as_bytes());
     for one in all {
         let age = one.updated.duration_since(UNIX_EPOCH).unwrap_or_default();
-        body.put_u8(u8::try_from(one.kind.index()).unwrap_or(u8::MAX));
+        let kind = u8::try_from(one.kind.index()).unwrap_or(u8::MAX);
+        body.put_u8(if one.raw.is_some() {
+            kind
+        } else {
+            kind | ABSENT
+        });
         body.put_u64(age.as_secs());
         put(&mut body, one.name.as_bytes());
         put(&mut body, one.version.as_bytes());
-        put(&mut body, &one.raw);
+        put(&mut body, one.raw.as_deref().unwrap_or_default());
     }
     let mut file = Vec::with_capacity(MAGIC.len() + 8 + body.len());
     file.put_slice(MAGIC);
@@ -149,8 +157,10 @@ fn decode(file: Vec<u8>, node: &str) -> Result<Vec<Saved>, &'static str> {
     };
     let mut all = Vec::new();
     while body.has_remaining() {
-        let kind = usize::from(body.get_u8());
-        let kind = Kind::ALL.get(kind).ok_or("holds an unknown type")?;
+        let kind = body.get_u8();
+        let absent = kind & ABSENT != 0;
+        let kind = Kind::ALL.get(usize::from(kind & !ABSENT));
+        let kind = kind.ok_or("holds an unknown type")?;
         let seconds = body.try_get_u64().map_err(|_| SHORT)?;
         let name = text(get(&mut body).ok_or(SHORT)?)?;
         let version = text(get(&mut body).ok_or(SHORT)?)?;
@@ -162,7 +172,7 @@ fn decode(file: Vec<u8>, node: &str) -> Result<Vec<Saved>, &'static str> {
             version,
             updated: updated.ok_or("holds an impossible time")?,
             // A slice would keep the whole file in memory.
-            raw: Bytes::copy_from_slice(&raw),
+            raw: (!absent).then(|| Bytes::copy_from_slice(&raw)),
         });
     }
     Ok(all)

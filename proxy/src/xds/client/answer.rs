@@ -41,7 +41,8 @@ impl Client {
             now,
             named: BTreeSet::new(),
             refused: Vec::new(),
-            new_refs: false,
+            changed: Vec::new(),
+            lost: false,
         };
         for received in answer.resources {
             self.take(&mut round, received);
@@ -56,8 +57,18 @@ impl Client {
             );
             self.protocol.heard_of(kind, name);
         }
-        self.seen_all.insert(kind);
-        self.refresh(round.new_refs);
+        // Now that all of a type is known, what is missing of it is a gap and no wait.
+        let seen = self.seen_all.insert(kind) && self.protocol.wants_all(kind);
+        let whole = seen || round.lost || !round.refused.is_empty();
+        let news = !round.changed.is_empty();
+        match kind {
+            Kind::Endpoints if news && !whole => self.refresh_members(&round.changed),
+            Kind::Cluster | Kind::Endpoints | Kind::Listener | Kind::Route | Kind::Secret => {
+                if news || whole {
+                    self.refresh(kind != Kind::Endpoints);
+                }
+            }
+        }
         if round.refused.is_empty() {
             self.protocol.accept(kind, &answer.version);
         } else {
@@ -180,7 +191,11 @@ impl Client {
         match effect {
             Effect::Changed => {
                 self.dirty = true;
-                round.new_refs |= kind != Kind::Endpoints;
+                if result == UpdateResult::Removed {
+                    round.lost = true;
+                } else {
+                    round.changed.push(Arc::clone(name));
+                }
                 self.stats.count(kind, result);
                 tracing::debug!(kind = kind.as_str(), %name, result = result.as_str(), "xds");
             }
@@ -223,7 +238,10 @@ struct Round {
     now: Instant,
     named: BTreeSet<Name>,
     refused: Vec<String>,
-    new_refs: bool,
+    /// Taken, and different from before.
+    changed: Vec<Name>,
+    /// Something was taken away or is known not to exist.
+    lost: bool,
 }
 
 impl Round {

@@ -8,7 +8,7 @@ fn saved() -> Vec<Saved> {
         name: name.into(),
         version: "v".into(),
         updated: UNIX_EPOCH + Duration::from_secs(5),
-        raw: Bytes::from_static(raw),
+        raw: (!raw.is_empty()).then_some(Bytes::from_static(raw)),
     };
     vec![
         one(Kind::Cluster, "a", b"\x00\xff"),
