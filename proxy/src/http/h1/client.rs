@@ -93,6 +93,7 @@ impl<I: Io> ClientConn<I> {
         self.answered = false;
         self.any_response_byte = false;
         self.wire.written = 0;
+        self.wire.make_room(framing.length.unwrap_or(0));
         encode::request(self.wire.out(), request, names, framing);
     }
 

@@ -7,9 +7,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 
 use super::OriginalNames;
 
-/// Room that most heads fit into, so that the buffer grows once.
-const USUAL_HEAD: usize = 512;
-
 /// Which framing fields to write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Framing {
@@ -39,7 +36,6 @@ pub(super) fn request(
     names: Option<&OriginalNames>,
     framing: Framing,
 ) {
-    out.reserve(USUAL_HEAD);
     out.put_slice(head.method().as_str().as_bytes());
     out.put_u8(b' ');
     if *head.method() == Method::CONNECT {
@@ -62,7 +58,6 @@ pub(super) fn response(
     names: Option<&OriginalNames>,
     framing: Framing,
 ) {
-    out.reserve(USUAL_HEAD);
     out.put_slice(b"HTTP/1.1 ");
     out.put_slice(head.status().as_str().as_bytes());
     out.put_u8(b' ');

@@ -256,6 +256,7 @@ impl<I: Io> ServerConn<I> {
                 framing.connection = Some("keep-alive");
             }
         }
+        self.wire.make_room(framing.length.unwrap_or(0));
         encode::response(self.wire.out(), response, names, framing);
     }
 

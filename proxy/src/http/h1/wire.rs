@@ -21,6 +21,8 @@ const READ: usize = 16 * 1024;
 const HIGH_WATER: usize = 64 * 1024;
 /// Pieces smaller than this are copied together; larger ones are written from where they lie.
 const COPY_BELOW: usize = 4 * 1024;
+/// A writing buffer no larger than this stays with an idle connection; it holds most heads.
+const KEPT: usize = 512;
 /// Pieces given to the kernel in one call.
 const SLICES: usize = 16;
 /// Bytes of a pipelined next request that may wait.
@@ -37,6 +39,8 @@ pub(super) struct Wire<I> {
     pub(super) ended: bool,
     queue: VecDeque<Bytes>,
     tail: BytesMut,
+    /// `tail` is a part of a larger buffer, so that its capacity does not tell what it holds on to.
+    torn: bool,
     queued: usize,
     /// Written since the last reset of the counter.
     pub(super) written: u64,
@@ -54,6 +58,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
             ended: false,
             queue: VecDeque::new(),
             tail: BytesMut::new(),
+            torn: false,
             queued: 0,
             written: 0,
             unflushed: false,
@@ -108,6 +113,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
         }
     }
 
+    /// Makes room for a head, and for a body behind it that is to be copied.
+    pub(super) fn make_room(&mut self, body: u64) {
+        let body = usize::try_from(body).ok().filter(|n| *n < COPY_BELOW);
+        self.tail.reserve(KEPT + body.unwrap_or(0));
+    }
+
     /// Where short pieces are put together.
     pub(super) fn out(&mut self) -> &mut BytesMut {
         &mut self.tail
@@ -128,6 +139,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
         if !self.tail.is_empty() {
             self.queued += self.tail.len();
             self.queue.push_back(self.tail.split().freeze());
+            self.torn = true;
         }
     }
 
@@ -200,7 +212,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
                 self.queue.pop_front();
             }
         }
-        self.tail.advance(n.min(self.tail.len()));
+        if n >= self.tail.len() {
+            self.tail.clear();
+        } else if n > 0 {
+            self.tail.advance(n);
+            self.torn = true;
+        }
     }
 
     /// Gives back what an idle connection does not need.
@@ -209,7 +226,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
             self.input = BytesMut::new();
         }
         if self.nothing_to_write() {
-            self.tail = BytesMut::new();
+            if self.torn || self.tail.capacity() > KEPT {
+                self.tail = BytesMut::new();
+                self.torn = false;
+            }
             self.queue = VecDeque::new();
         }
     }

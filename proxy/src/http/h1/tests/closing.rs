@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
-use super::mock::{Step, once, run, served, server};
-use crate::http::h1::{BodyLen, Frame, Limits, ServerConn};
+use super::mock::{Mock, Step, once, run, served, server};
+use crate::http::h1::{BodyLen, ClientConn, Frame, Limits, ServerConn, wire::Wire};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
@@ -36,6 +36,66 @@ fn ht_18_the_answer_is_safe_while_the_client_still_sends() {
 }
 
 #[test]
+fn ht_18_what_is_refused_unread_ends_the_connection() {
+    let raw = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nbegin";
+    for (status, says) in [
+        (200, false),
+        (307, false),
+        (400, true),
+        (413, true),
+        (503, true),
+    ] {
+        let (mut conn, mock, _) = served(raw);
+        let mut answer = Response::new(());
+        *answer.status_mut() = StatusCode::from_u16(status).unwrap();
+        conn.send_response(&answer, BodyLen::Empty, None);
+        conn.finish();
+        run(|cx| conn.poll_flush(cx)).unwrap();
+        assert_eq!(
+            mock.written().contains("connection: close"),
+            says,
+            "{status}"
+        );
+        assert!(!conn.is_reusable(), "the request is not whole");
+        // An answer that goes beside the upload leaves the connection usable after both.
+        mock.feed(b"rest");
+        while run(|cx| conn.poll_recv(cx)).unwrap().is_some() {}
+        assert_eq!(conn.is_reusable(), !says, "{status}");
+    }
+    // A body that broke its framing is followed by nothing, whatever the answer.
+    let raw = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
+    let (mut conn, mock, _) = served(raw);
+    assert!(run(|cx| conn.poll_recv(cx)).is_err());
+    conn.send_response(&Response::new(()), BodyLen::Empty, None);
+    conn.finish();
+    run(|cx| conn.poll_flush(cx)).unwrap();
+    assert!(mock.written().contains("connection: close"));
+}
+
+#[test]
+fn an_answer_belongs_to_its_own_request() {
+    let raw = "HEAD / HTTP/1.1\r\nHost: x\r\n\r\nbad\r\n\r\n";
+    let (mut conn, mock, _) = served(raw);
+    conn.send_response(&Response::new(()), BodyLen::Empty, None);
+    conn.finish();
+    conn.done();
+    assert!(run(|cx| conn.poll_request(cx)).is_err());
+    run(|cx| conn.poll_flush(cx)).unwrap();
+    mock.written();
+    let mut answer = Response::new(());
+    *answer.status_mut() = StatusCode::BAD_REQUEST;
+    conn.send_response(&answer, BodyLen::Known(3), None);
+    conn.send_data(Bytes::from_static(b"bad"));
+    conn.finish();
+    run(|cx| conn.poll_flush(cx)).unwrap();
+    let text = mock.written();
+    assert!(
+        text.contains("content-length: 3\r\n") && text.ends_with("\r\n\r\nbad"),
+        "{text}"
+    );
+}
+
+#[test]
 fn ht_18_a_client_that_never_stops_is_left() {
     let (mut conn, mock, _) = served(GET);
     conn.set_close();
@@ -52,6 +112,10 @@ fn ht_18_a_client_that_never_stops_is_left() {
         assert!(sent < 100 << 20, "no limit");
     }
     assert!(sent >= 50 << 20, "too little for a large upload");
+    assert!(
+        conn.into_parts().1.len() < 64 << 10,
+        "thrown away, not kept"
+    );
 }
 
 #[test]
@@ -129,9 +193,14 @@ fn a_cut_response_never_looks_whole() {
     let (mut conn, mock, _) = served(GET);
     conn.send_response(&Response::new(()), BodyLen::Known(10), None);
     conn.send_data(Bytes::from_static(b"half"));
+    assert!(!conn.is_broken() && !conn.is_reusable());
     conn.finish();
     assert!(conn.is_broken() && !conn.is_reusable());
     assert!(mock.state().reset_on_drop);
+    let (mut conn, mock, _) = served(GET);
+    conn.send_response(&Response::new(()), BodyLen::Known(10), None);
+    conn.send_trailers(&http::HeaderMap::new());
+    assert!(conn.is_broken() && mock.state().reset_on_drop);
     // Given up: no last chunk, nor a clean close of a body that lasts until it.
     for (request, len) in [
         (GET, BodyLen::Chunked),
@@ -162,6 +231,37 @@ fn more_than_announced_is_not_the_next_response() {
     conn.finish();
     run(|cx| conn.poll_flush(cx)).unwrap();
     assert!(mock.written().ends_with("\r\n\r\nok"));
+}
+
+#[test]
+fn an_idle_connection_keeps_next_to_nothing() {
+    let mock = Mock::default();
+    let mut wire = Wire::new(mock.clone(), Bytes::new());
+    mock.feed(&[b'x'; 100]);
+    assert!(once(|cx| wire.poll_fill(cx)).is_ready());
+    assert!(wire.input.capacity() > 4096);
+    wire.input.clear();
+    for (body, kept) in [(100, false), (3000, false), (20_000, false), (0, true)] {
+        wire.make_room(body);
+        wire.out().extend_from_slice(b"head");
+        wire.push(Bytes::from(vec![b'x'; usize::try_from(body).unwrap()]));
+        assert!(once(|cx| wire.poll_flush(cx)).is_ready());
+        wire.relax();
+        let capacity = wire.out().capacity();
+        assert_eq!(capacity > 0 && capacity <= 512, kept, "{body}: {capacity}");
+    }
+    // Written in parts.
+    wire.out().extend_from_slice(&[b'x'; 500]);
+    mock.state().room = Some(400);
+    assert!(once(|cx| wire.poll_flush(cx)).is_pending());
+    mock.state().room = None;
+    assert!(once(|cx| wire.poll_flush(cx)).is_ready());
+    wire.relax();
+    assert_eq!(wire.out().capacity(), 0);
+    assert!(once(|cx| wire.poll_fill(cx)).is_pending());
+    assert_eq!(wire.input.capacity(), 0);
+    assert!(size_of::<ServerConn<crate::net::BoxIo>>() <= 256);
+    assert!(size_of::<ClientConn<crate::net::BoxIo>>() <= 256);
 }
 
 #[test]

@@ -233,6 +233,35 @@ fn ht_02_ht_10_responses_leave_with_one_framing() {
 }
 
 #[test]
+fn framing_fields_of_a_head_never_double_the_codec_s() {
+    let mut answer = Response::new(());
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("7"));
+    headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("gzip"));
+    headers.insert(
+        header::CONNECTION,
+        HeaderValue::from_static("keep-alive, x"),
+    );
+    for (len, written) in [
+        (BodyLen::Empty, "content-length: 0\r\n"),
+        (BodyLen::Known(3), "content-length: 3\r\n"),
+        (BodyLen::Chunked, "transfer-encoding: chunked\r\n"),
+    ] {
+        let (mut conn, out, _) = served(GET);
+        conn.send_response(&answer, len, None);
+        run(|cx| conn.poll_flush(cx)).unwrap();
+        assert_eq!(out.written(), format!("HTTP/1.1 200 OK\r\n{written}\r\n"));
+    }
+    let mut request = Request::post("/").body(()).unwrap();
+    *request.headers_mut() = answer.headers().clone();
+    let (mut conn, out) = client([]);
+    out.written();
+    conn.send_request(&request, BodyLen::Empty, None);
+    run(|cx| conn.poll_flush(cx)).unwrap();
+    assert_eq!(out.written(), "POST / HTTP/1.1\r\n\r\n");
+}
+
+#[test]
 fn ht_12_a_tunnel_begins_without_framing() {
     let request = "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\nearly";
     let (text, down) = returned(

@@ -266,6 +266,7 @@ fn ht_22_targets() {
             "b",
             "CONNECT a:443 HTTP/1.1 Empty|host=a:443 ",
         ),
+        ("GET /", "[::1]", "GET / HTTP/1.1 Empty|host=[::1] "),
         ("GET /", "", "GET / HTTP/1.1 Empty|host= "),
         (
             "GET /",
@@ -276,6 +277,10 @@ fn ht_22_targets() {
         let raw = format!("{line} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         assert_eq!(accepted(raw.as_bytes()), [expected], "{line}");
     }
+}
+
+#[test]
+fn ht_22_bad_targets_and_hosts() {
     for (line, host) in [
         ("GET products", "Host: h"),
         ("GET a.example/x", "Host: h"),
@@ -302,6 +307,8 @@ fn ht_22_targets() {
         ("GET /", "Host: a:b"),
         ("GET /", "Host: [::1"),
         ("GET /", "Host: [::1]x"),
+        ("GET /", "Host: [::1/x]"),
+        ("GET /", "Host: [a@b]:80"),
         ("GET /", "Host: a:1:2"),
         ("GET /", "Host: a?b"),
         ("GET /", "Host: a\\b"),

@@ -436,6 +436,10 @@ fn rt_01_what_the_endpoint_can_have_seen() {
     mock.push(Step::End);
     let error = run(|cx| conn.poll_response(cx)).unwrap_err();
     assert!(matches!(error, Error::Cut), "{error:?}");
+    // An interim response is a part of the answer.
+    let (mut conn, _mock) = client([Step::Bytes(Bytes::from_static(b"HTTP/1.1 102 X\r\n\r\n"))]);
+    assert!(run(|cx| conn.poll_response(cx)).is_ok());
+    assert!(conn.any_response_byte());
     // Closed without a byte: the keep-alive race (RT-02).
     let (mut conn, _mock) = client([Step::End]);
     let error = run(|cx| conn.poll_response(cx)).unwrap_err();
@@ -475,6 +479,23 @@ fn ht_18_an_answer_before_the_request_has_ended() {
     // Giving up the rest does not make it so.
     conn.finish();
     assert!(!conn.is_reusable());
+    // Nor does sending it, when the endpoint has said that it closes.
+    let (mut conn, mock) = client([]);
+    mock.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    read(&mut conn).unwrap();
+    conn.send_request(&request, BodyLen::Chunked, None);
+    mock.feed(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    read(&mut conn).unwrap();
+    conn.finish();
+    run(|cx| conn.poll_flush(cx)).unwrap();
+    assert!(!conn.is_reusable());
+}
+
+#[test]
+fn a_fresh_connection_is_ready_for_use() {
+    let conn = ClientConn::new(Mock::default(), Limits::default());
+    assert!(conn.is_reusable() && conn.response_body_done());
+    assert!(!conn.any_response_byte() && conn.request_bytes_written() == 0);
 }
 
 #[test]
