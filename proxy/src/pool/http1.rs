@@ -17,6 +17,8 @@ use crate::{
 
 /// Idle connections kept to one endpoint by one worker; more are closed as they come back.
 const MAX_IDLE: usize = 256;
+/// How long before an endpoint's announced close its connection is no longer used.
+const CLOSE_MARGIN: Duration = Duration::from_secs(1);
 
 /// What belongs to a connection besides its codec.
 struct Facts {
@@ -43,6 +45,16 @@ impl Idle {
         let limit = self.facts.idle_timeout;
         limit.is_none_or(|limit| now.duration_since(self.since) < limit)
             && self.conn.poll_idle_closed(&mut cx).is_pending()
+    }
+}
+
+/// How long a connection may be idle: what is configured, and no longer than the endpoint says that
+/// it waits, less the time by which a request could cross its close on the way (RT-02).
+fn idle_limit(configured: Option<Duration>, told: Option<Duration>) -> Option<Duration> {
+    let told = told.map(|told| told.saturating_sub(CLOSE_MARGIN.min(told / 2)));
+    match (configured, told) {
+        (Some(own), Some(told)) => Some(own.min(told)),
+        (own, told) => own.or(told),
     }
 }
 
@@ -80,6 +92,7 @@ impl Http1Lease {
             ..
         } = self;
         facts.served += 1;
+        facts.idle_timeout = idle_limit(facts.idle_timeout, conn.keep_alive_timeout());
         let worn = facts.max_requests.is_some_and(|max| facts.served >= max);
         if worn || !conn.is_reusable() {
             return;
@@ -158,5 +171,26 @@ impl Pool {
             },
             pool: Arc::clone(self),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rt_02_the_endpoint_is_not_met_at_its_close() {
+        let seconds = Duration::from_secs;
+        for (own, told, limit) in [
+            (None, None, None),
+            (Some(seconds(60)), None, Some(seconds(60))),
+            (None, Some(seconds(5)), Some(seconds(4))),
+            (Some(seconds(60)), Some(seconds(5)), Some(seconds(4))),
+            (Some(seconds(3)), Some(seconds(5)), Some(seconds(3))),
+            (None, Some(seconds(1)), Some(Duration::from_millis(500))),
+            (None, Some(seconds(0)), Some(seconds(0))),
+        ] {
+            assert_eq!(idle_limit(own, told), limit, "{own:?} {told:?}");
+        }
     }
 }
