@@ -360,6 +360,10 @@ fn common_http(
         );
         at.ignores("max_stream_duration", options.max_stream_duration.is_some());
         at.ignores("max_headers_count", options.max_headers_count.is_some());
+        at.ignores(
+            "max_response_headers_kb",
+            options.max_response_headers_kb.is_some(),
+        );
     }
     let idle = options.and_then(|options| options.idle_timeout.as_ref());
     let requests = options.and_then(|options| options.max_requests_per_connection);

@@ -117,18 +117,63 @@ fn refuse_misleading(at: At<'_>, value: &Message) -> Decoded<()> {
         at.item("access_log", i)
             .ignores("filter", log.filter.is_some());
     }
-    let strips = value.strip_matching_host_port || value.strip_port_mode.is_some();
-    at.ignores("strip_matching_host_port", strips);
-    at.ignores("local_reply_config", value.local_reply_config.is_some());
-    at.ignores("request_timeout", value.request_timeout.is_some());
-    at.ignores("drain_timeout", value.drain_timeout.is_some());
-    at.ignores("via", !value.via.is_empty());
-    at.ignores("append_x_forwarded_port", value.append_x_forwarded_port);
-    at.ignores(
-        "http2_protocol_options",
-        value.http2_protocol_options.is_some(),
-    );
+    note_unhonoured(at, value);
     Ok(())
+}
+
+/// What is set and done otherwise, or not at all.
+fn note_unhonoured(at: At<'_>, value: &Message) {
+    let strips = value.strip_matching_host_port || value.strip_port_mode.is_some();
+    let http1 = value.http_protocol_options.as_ref();
+    let names = http1.is_some_and(|options| options.header_key_format.is_some());
+    for (field, set) in [
+        ("strip_matching_host_port", strips),
+        ("local_reply_config", value.local_reply_config.is_some()),
+        ("request_timeout", value.request_timeout.is_some()),
+        ("drain_timeout", value.drain_timeout.is_some()),
+        (
+            "delayed_close_timeout",
+            value.delayed_close_timeout.is_some(),
+        ),
+        ("via", !value.via.is_empty()),
+        ("append_x_forwarded_port", value.append_x_forwarded_port),
+        ("skip_xff_append", value.skip_xff_append),
+        (
+            "internal_address_config",
+            value.internal_address_config.is_some(),
+        ),
+        ("http_protocol_options.header_key_format", names),
+        (
+            "http2_protocol_options",
+            value.http2_protocol_options.is_some(),
+        ),
+        ("proxy_100_continue", value.proxy_100_continue),
+        ("merge_slashes", value.merge_slashes),
+        // Paths are always normalized, and judged in every reading of an escaped slash.
+        ("normalize_path", value.normalize_path == Some(false)),
+        (
+            "path_with_escaped_slashes_action",
+            value.path_with_escaped_slashes_action > 1,
+        ),
+        (
+            "generate_request_id",
+            value.generate_request_id == Some(false),
+        ),
+        (
+            "preserve_external_request_id",
+            value.preserve_external_request_id,
+        ),
+        (
+            "always_set_request_id_in_response",
+            value.always_set_request_id_in_response,
+        ),
+        (
+            "server_header_transformation",
+            value.server_header_transformation != 0,
+        ),
+    ] {
+        at.ignores(field, set);
+    }
 }
 
 fn refuse_common(at: At<'_>, common: &HttpProtocolOptions) -> Decoded<()> {

@@ -187,6 +187,7 @@ fn domain(at: At<'_>, text: &str) -> Decoded<Domain> {
 
 fn route(at: At<'_>, value: &RouteMessage, name: &str, shared: &Shared<'_>) -> Decoded<Route> {
     at.ignores("tracing", value.tracing.is_some());
+    at.ignores("decorator", value.decorator.is_some());
     let at_match = at.field("match");
     let conditions = value.r#match.as_ref();
     let conditions = conditions.ok_or_else(|| at_match.bad("is required"))?;
