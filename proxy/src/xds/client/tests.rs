@@ -1,5 +1,6 @@
 //! Tests of the module above.
 
+mod lives;
 mod on_demand;
 
 use tokio::sync::oneshot;

@@ -3,6 +3,7 @@
 
 mod clusters;
 mod defaults;
+mod foreign;
 mod listeners;
 mod mutated;
 mod refused;
