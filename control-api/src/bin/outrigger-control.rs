@@ -68,6 +68,8 @@ fn main() -> anyhow::Result<()> {
         .with_env_filter(EnvFilter::try_new(&run.log_level)?)
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // Saying so on a standard error that nobody reads any more would panic.
+        .log_internal_errors(false)
         .init();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -57,6 +57,18 @@ pub enum CaError {
         /// What is wrong with it.
         why: String,
     },
+    /// The root has expired, or is not valid yet by our clock: nobody would take what it signs.
+    #[error(
+        "the root certificate is valid from {from} to {to} (seconds since 1970), and now it is {now}"
+    )]
+    RootNotValid {
+        /// When it begins.
+        from: u64,
+        /// When it ends.
+        to: u64,
+        /// What our clock says.
+        now: u64,
+    },
     /// The request to sign is not one.
     #[error("certificate request: {0}")]
     Request(String),
@@ -82,6 +94,8 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     root_pem: String,
     root: CertificateDer<'static>,
+    /// When the root is valid, in seconds since 1970.
+    root_validity: (u64, u64),
     trust_domain: String,
     clock: Clock,
     ttl: Duration,
@@ -136,7 +150,9 @@ impl Authority {
         if !belongs {
             return Err(unusable("does not belong to the key in root.key"));
         }
+        let root_validity = validity_of(&root).ok_or_else(|| unusable("is no certificate"))?;
         Ok(Self {
+            root_validity,
             issuer: Issuer::from_ca_cert_der(&root, key)?,
             root_pem,
             root,
@@ -212,13 +228,18 @@ impl Authority {
             .unwrap_or(self.ttl)
             .clamp(MIN_TTL, self.ttl.max(MIN_TTL));
         let now = self.clock.unix();
-        let not_after = now.saturating_add(life.as_secs());
+        let (from, to) = self.root_validity;
+        if !(from..to).contains(&now) {
+            return Err(CaError::RootNotValid { from, to, now });
+        }
+        // A leaf that outlives its root would be refused without looking expired.
+        let not_after = now.saturating_add(life.as_secs()).min(to);
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
         set_validity(
             &mut params,
-            now.saturating_sub(BACKDATE.as_secs()),
+            now.saturating_sub(BACKDATE.as_secs()).max(from),
             not_after,
         );
         params.is_ca = IsCa::ExplicitNoCa;
@@ -240,6 +261,14 @@ impl Authority {
             not_after,
         })
     }
+}
+
+/// From when to when a certificate is valid, in seconds since 1970.
+fn validity_of(cert: &CertificateDer<'_>) -> Option<(u64, u64)> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(cert).ok()?;
+    let validity = parsed.validity();
+    let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).ok();
+    Some((seconds(validity.not_before)?, seconds(validity.not_after)?))
 }
 
 fn root_params(trust_domain: &str, now: u64) -> CertificateParams {
@@ -283,3 +312,6 @@ fn write_file(path: &Path, text: &str, mode: u32) -> io::Result<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

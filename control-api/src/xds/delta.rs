@@ -13,7 +13,7 @@ use super::published::View;
 use crate::translate::ResourceType;
 
 /// Subscribes to everything.
-const WILDCARD: &str = "*";
+pub(super) const WILDCARD: &str = "*";
 /// Names of one type that a stream may be subscribed to.
 const MAX_NAMES: usize = 100_000;
 /// Longest name; ours have some 300 bytes at most.
@@ -23,7 +23,7 @@ const MAX_ANSWER: usize = 1 << 20;
 /// Answers of one type that wait for their ACK; what changes meanwhile is sent together after it.
 const MAX_IN_FLIGHT: usize = 32;
 /// Longest reason of a NACK that is kept.
-const MAX_REASON: usize = 4_096;
+pub(super) const MAX_REASON: usize = 4_096;
 
 /// Answers that a proxy refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,27 @@ pub struct Rejected {
     pub reason: String,
     /// What was in them.
     pub names: Vec<String>,
+}
+
+/// Whether a name can be one of ours.
+pub(super) fn check_name(name: &str) -> Result<(), Status> {
+    if name.is_empty() || name.len() > MAX_NAME {
+        return Err(Status::invalid_argument(format!(
+            "a resource name has {} bytes, not 1 to {MAX_NAME}",
+            name.len()
+        )));
+    }
+    Ok(())
+}
+
+/// Whether a stream may be subscribed to so many names of one type.
+pub(super) fn check_count(names: usize) -> Result<(), Status> {
+    if names > MAX_NAMES {
+        return Err(Status::resource_exhausted(format!(
+            "more than {MAX_NAMES} names subscribed"
+        )));
+    }
+    Ok(())
 }
 
 #[derive(Debug)]
@@ -91,22 +112,13 @@ impl DeltaStream {
             }
         }
         for name in request.resource_names_subscribe {
-            if name.is_empty() || name.len() > MAX_NAME {
-                return Err(Status::invalid_argument(format!(
-                    "a resource name has {} bytes, not 1 to {MAX_NAME}",
-                    name.len()
-                )));
-            }
+            check_name(&name)?;
             state.subscribe(name, first);
         }
         for name in request.resource_names_unsubscribe {
             state.unsubscribe(&name);
         }
-        if state.names.len() > MAX_NAMES {
-            return Err(Status::resource_exhausted(format!(
-                "more than {MAX_NAMES} names subscribed"
-            )));
-        }
+        check_count(state.names.len())?;
         if first && !state.wildcard {
             // What the proxy still holds but no longer wants is not ours to follow.
             state.held.retain(|name, _| state.names.contains(name));
@@ -119,15 +131,24 @@ impl DeltaStream {
     pub fn push(&mut self, view: &impl View) -> Vec<DeltaDiscoveryResponse> {
         let mut answers = Vec::new();
         let mut removals = Vec::new();
+        let mut clusters = Vec::new();
         for (kind, state) in &mut self.types {
             if state.in_flight.len() >= MAX_IN_FLIGHT {
                 continue;
             }
+            if *kind == ResourceType::Endpoints {
+                state.renew(std::mem::take(&mut clusters));
+            }
             let mut news = state.news(*kind, view);
-            if matches!(kind, ResourceType::Cluster | ResourceType::Endpoints)
-                && !news.changed.is_empty()
-            {
-                removals.push((*kind, std::mem::take(&mut news.removed)));
+            match kind {
+                ResourceType::Cluster => {
+                    clusters = news.changed.iter().map(|r| r.name.clone()).collect();
+                    removals.push((*kind, std::mem::take(&mut news.removed)));
+                }
+                ResourceType::Endpoints => {
+                    removals.push((*kind, std::mem::take(&mut news.removed)));
+                }
+                ResourceType::Listener | ResourceType::Routes => {}
             }
             let owed = std::mem::take(&mut state.answer_owed);
             for part in news.parts(owed) {
@@ -239,6 +260,16 @@ impl Subscription {
         self.names.insert(name);
     }
 
+    /// A cluster that is sent again warms again, and Envoy waits for an answer about its endpoints
+    /// although nothing changed there (envoyproxy/envoy#33607). Endpoints are called as their
+    /// cluster.
+    fn renew(&mut self, clusters: Vec<String>) {
+        let held = clusters
+            .into_iter()
+            .filter(|name| self.held.contains_key(name));
+        self.due.extend(held);
+    }
+
     fn unsubscribe(&mut self, name: &str) {
         if name == WILDCARD {
             self.wildcard = false;
@@ -323,3 +354,6 @@ impl News {
         parts
     }
 }
+
+#[cfg(test)]
+mod tests;

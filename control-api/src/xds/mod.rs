@@ -2,9 +2,13 @@
 
 mod delta;
 mod node;
+mod protocol;
 mod proxies;
 mod published;
 mod server;
+mod sotw;
+#[cfg(test)]
+mod testing;
 
 pub use delta::{DeltaStream, Rejected};
 pub use node::NodeInfo;
@@ -12,3 +16,4 @@ pub use proxies::{Connected, Proxies, ProxyEntry};
 pub use published::{Encoded, Published, View, ViewOf};
 pub(crate) use server::from_queue;
 pub use server::{AdsServer, publish};
+pub use sotw::SotwStream;

@@ -21,7 +21,7 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    fn new(resource: Any) -> Self {
+    pub(super) fn new(resource: Any) -> Self {
         let hash = digest::digest(&digest::SHA256, &resource.value);
         let short = hash.as_ref().iter().take(8);
         Self {

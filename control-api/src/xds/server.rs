@@ -3,27 +3,33 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
-use outrigger_proto::envoy::config::core::v3::Node;
-use outrigger_proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-    aggregated_discovery_service_server::AggregatedDiscoveryService,
+use outrigger_proto::envoy::{
+    config::core::v3::Node,
+    service::discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+        aggregated_discovery_service_server::AggregatedDiscoveryService,
+    },
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{DeltaStream, NodeInfo, Proxies, ProxyEntry, Published, ViewOf, proxies::Connected};
-use crate::{
-    clock::Clock,
-    model::Objects,
-    tls::Peer,
-    translate::{ResourceType, World},
+use super::{
+    DeltaStream, NodeInfo, Proxies, ProxyEntry, Published, SotwStream, ViewOf, protocol::Protocol,
+    proxies::Connected,
 };
+use crate::{clock::Clock, model::Objects, tls::Peer, translate::World};
 
 /// Changes that come one right after the other are sent together. Short: `apply` waits for it.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 /// Answers that wait for the network; a proxy that does not read holds up only itself.
 const QUEUE: usize = 16;
+/// Proxies that are sent their first resources at the same time: when a thousand come back at once,
+/// they are served one after the other instead of all being made to wait, and what is on its way to
+/// them fits in memory (XD-05).
+const NEWCOMERS: usize = 64;
+/// A proxy that takes longer to answer its first resources does not keep others waiting.
+const ADMISSION: Duration = Duration::from_secs(2);
 
 /// Turns each state of the objects into a published world, until `stop`.
 pub async fn publish(
@@ -54,12 +60,13 @@ pub struct AdsServer {
     proxies: Arc<Proxies>,
     clock: Clock,
     stop: CancellationToken,
+    newcomers: Arc<Semaphore>,
 }
 
 impl AdsServer {
     /// Serves what is published, until `stop`, and enters who is connected into `proxies`.
     #[must_use]
-    pub const fn new(
+    pub fn new(
         published: watch::Receiver<Arc<Published>>,
         proxies: Arc<Proxies>,
         clock: Clock,
@@ -70,30 +77,30 @@ impl AdsServer {
             proxies,
             clock,
             stop,
+            newcomers: Arc::new(Semaphore::new(NEWCOMERS)),
         }
     }
 
-    async fn delta(
+    /// Follows one stream until it ends.
+    async fn follow<P: Protocol>(
         mut self,
         peer: Peer,
-        mut requests: Streaming<DeltaDiscoveryRequest>,
-        answers: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+        mut requests: Streaming<P::Request>,
+        answers: mpsc::Sender<Result<P::Answer, Status>>,
     ) -> Result<(), Status> {
         let Some(mut first) = requests.message().await? else {
             return Ok(());
         };
-        let node = first.node.take();
+        let node = P::node(&mut first);
         let (node, connected) = self.connect(&peer, &node.unwrap_or_default())?;
-        let mut state = DeltaStream::default();
+        let mut state = P::default();
         let mut next = Some(first);
+        let mut newcomer = Some(self.admit().await?);
         loop {
             if let Some(request) = next.take() {
-                match ResourceType::of(&request.type_url) {
-                    Some(kind) => {
-                        note_refusal(&node, &request);
-                        state.request(kind, request)?;
-                    }
-                    None => send(&answers, none_of_type(request)).await?,
+                note_refusal(&node, P::refusal(&request));
+                if let Some(answer) = state.take(request)? {
+                    send(&answers, answer).await?;
                 }
             }
             let published = Arc::clone(&self.published.borrow_and_update());
@@ -102,14 +109,25 @@ impl AdsServer {
                 viewer: &node.viewer,
             };
             for answer in state.push(&view) {
-                send(&answers, Some(answer)).await?;
+                send(&answers, answer).await?;
             }
             connected.update(|entry| refresh(entry, &state));
+            if state.looked_at() > 0 && state.settled() == state.looked_at() {
+                // It has what it came for.
+                newcomer = None;
+            }
+            let patience = async {
+                match &newcomer {
+                    Some(_) => tokio::time::sleep(ADMISSION).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = self.stop.cancelled() => {
                     return Err(Status::unavailable("the control plane is stopping"));
                 }
                 () = answers.closed() => return Ok(()),
+                () = patience => newcomer = None,
                 changed = self.published.changed() => {
                     changed.map_err(|_| Status::unavailable("the control plane is stopping"))?;
                 }
@@ -119,6 +137,35 @@ impl AdsServer {
                 },
             }
         }
+    }
+
+    /// Waits for its turn among those who come anew.
+    async fn admit(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let stopping = |_| Status::unavailable("the control plane is stopping");
+        let newcomers = Arc::clone(&self.newcomers);
+        newcomers.acquire_owned().await.map_err(stopping)
+    }
+
+    /// Answers a stream in a task of its own.
+    fn spawn<P: Protocol>(
+        &self,
+        request: Request<Streaming<P::Request>>,
+    ) -> Result<Response<Answers<P::Answer>>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer = peer.ok_or_else(|| Status::internal("nobody is at the other end"))?;
+        let (answers, queue) = mpsc::channel(QUEUE);
+        let server = self.clone();
+        tokio::spawn(async move {
+            let address = peer.address;
+            let requests = request.into_inner();
+            let ended = server.follow::<P>(peer, requests, answers.clone()).await;
+            if let Err(status) = ended {
+                tracing::info!(%address, reason = status.message(), "stream ended");
+                // Gone already when the proxy is.
+                drop(answers.send(Err(status)).await);
+            }
+        });
+        Ok(Response::new(Box::pin(from_queue(queue))))
     }
 
     fn connect(&self, peer: &Peer, node: &Node) -> Result<(Arc<NodeInfo>, Connected), Status> {
@@ -142,50 +189,22 @@ impl AdsServer {
     }
 }
 
-fn refresh(entry: &mut ProxyEntry, state: &DeltaStream) {
+fn refresh(entry: &mut ProxyEntry, state: &impl Protocol) {
     entry.sent = state.looked_at();
     entry.settled = state.settled();
-    entry.rejected = state.rejected().map(|(k, r)| (k, r.clone())).collect();
-    let held = state.held();
-    entry.held = held
-        .map(|(k, n, v)| (k, n.to_owned(), v.to_owned()))
-        .collect();
+    entry.rejected = state.rejected();
+    entry.held = state.held();
 }
 
-fn note_refusal(node: &NodeInfo, request: &DeltaDiscoveryRequest) {
-    if let Some(error) = &request.error_detail {
-        let (node, kind) = (&node.id, &request.type_url);
-        tracing::warn!(
-            node,
-            kind,
-            reason = error.message,
-            "proxy refused configuration"
-        );
+fn note_refusal(node: &NodeInfo, refusal: Option<(&str, &str)>) {
+    if let Some((kind, reason)) = refusal {
+        tracing::warn!(node = node.id, kind, reason, "proxy refused configuration");
     }
 }
 
-/// There is nothing of a type that we do not serve, and who asks must not wait for it.
-fn none_of_type(request: DeltaDiscoveryRequest) -> Option<DeltaDiscoveryResponse> {
-    let removed = request.resource_names_subscribe;
-    (!removed.is_empty()).then(|| DeltaDiscoveryResponse {
-        type_url: request.type_url,
-        nonce: "0".to_owned(),
-        removed_resources: removed,
-        ..DeltaDiscoveryResponse::default()
-    })
-}
-
-async fn send(
-    answers: &mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
-    answer: Option<DeltaDiscoveryResponse>,
-) -> Result<(), Status> {
-    match answer {
-        Some(answer) => answers
-            .send(Ok(answer))
-            .await
-            .map_err(|_| Status::cancelled("the proxy went away")),
-        None => Ok(()),
-    }
+async fn send<T>(answers: &mpsc::Sender<Result<T, Status>>, answer: T) -> Result<(), Status> {
+    let sent = answers.send(Ok(answer)).await;
+    sent.map_err(|_| Status::cancelled("the proxy went away"))
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -197,31 +216,16 @@ impl AggregatedDiscoveryService for AdsServer {
 
     async fn stream_aggregated_resources(
         &self,
-        _: Request<Streaming<DiscoveryRequest>>,
+        request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("use DeltaAggregatedResources"))
+        self.spawn::<SotwStream>(request)
     }
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let peer = request.extensions().get::<Peer>().cloned();
-        let peer = peer.ok_or_else(|| Status::internal("nobody is at the other end"))?;
-        let (answers, queue) = mpsc::channel(QUEUE);
-        let server = self.clone();
-        tokio::spawn(async move {
-            let address = peer.address;
-            let ended = server
-                .delta(peer, request.into_inner(), answers.clone())
-                .await;
-            if let Err(status) = ended {
-                tracing::info!(%address, reason = status.message(), "stream ended");
-                // Gone already when the proxy is.
-                drop(answers.send(Err(status)).await);
-            }
-        });
-        Ok(Response::new(Box::pin(from_queue(queue))))
+        self.spawn::<DeltaStream>(request)
     }
 }
 
