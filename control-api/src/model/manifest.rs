@@ -1,11 +1,9 @@
 //! From YAML text to objects.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{Invalid, Key, Kind, Object, ServiceSpec, Spec};
+use super::{Invalid, Key, Kind, Object, Spec, common::Faults};
 
 /// Where objects go that name no namespace.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -33,7 +31,9 @@ pub fn parse_manifest(text: &str, namespace: &str) -> Result<Vec<Object>, Vec<In
     if text.len() > MAX_MANIFEST {
         return Err(whole(format!("is longer than {MAX_MANIFEST} bytes")));
     }
-    let documents: Vec<Value> = serde_saphyr::from_multiple(text)
+    // YAML 1.2: a header's value `on` or `y` is a text.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
         .map_err(|error| whole(format!("is not YAML: {error}")))?;
     let (mut objects, mut faults) = (Vec::<Object>::new(), Vec::new());
     let flat = documents.into_iter().flat_map(items);
@@ -148,10 +148,7 @@ pub fn parse_object(
         faults.push(fault(&key, "metadata.namespace", why));
     }
     let spec = envelope.spec.unwrap_or_else(|| Value::Object(Map::new()));
-    let spec = match kind {
-        Kind::Service => read::<ServiceSpec>(spec, ServiceSpec::faults)
-            .map(|(spec, json)| (Spec::Service(Arc::new(spec)), json)),
-    };
+    let spec = Spec::read(*kind, spec);
     let (spec, json) = match spec {
         Ok(read) if faults.is_empty() => read,
         Ok(_) => return Err(faults),
@@ -174,10 +171,8 @@ pub fn parse_object(
     })
 }
 
-type Faults = Vec<(String, String)>;
-
 /// The typed spec and its normal form.
-fn read<T: DeserializeOwned + serde::Serialize>(
+pub(super) fn read<T: DeserializeOwned + serde::Serialize>(
     spec: Value,
     faults: impl Fn(&T) -> Faults,
 ) -> Result<(T, Value), Faults> {

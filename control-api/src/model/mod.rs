@@ -1,14 +1,35 @@
 //! The desired state: objects as people write them, checked and typed.
 
+mod authz;
+mod common;
 mod manifest;
+mod route;
 mod service;
+mod traffic;
+mod workload;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde_json::Value;
 
+pub use authz::{Action, AuthorizationPolicySpec, Block, HeaderMatch, Operation, Rule, Source};
+pub use common::{Selector, Share, Span, TargetRef, TextMatch};
 pub use manifest::{DEFAULT_NAMESPACE, parse_manifest, parse_object};
+pub use route::{
+    BackendRef, Filter, Fraction, GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule, HeaderModifier,
+    HeaderValue, HttpMatch, HttpRouteSpec, HttpRule, Mirror, ParentRef, PathKind, PathMatch,
+    PathModifier, Redirect, Retry, Rewrite, Timeouts, ValueKind, ValueMatch,
+};
 pub use service::{AppProtocol, Endpoint, ServicePort, ServiceSpec};
+pub use traffic::{
+    Backoff, BalancePolicy, BreakerScope, CircuitBreaker, Connections, GrpcProbe, HashSource,
+    HealthCheck, HttpProbe, LoadBalancer, OutlierDetection, PolicyTimeouts, Retries, RetryBudget,
+    TcpKeepalive, TcpProbe, TrafficPolicySpec,
+};
+pub use workload::{
+    Abort, Delay, FaultInjectionSpec, HeaderCondition, MutualTlsSpec, RateLimitSpec, TelemetrySpec,
+    TlsMode, TracingSpec,
+};
 
 /// What is wrong with an object, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,33 +43,78 @@ pub struct Invalid {
     pub why: String,
 }
 
-/// The kinds of object there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// A service, its ports, addresses and endpoints.
-    Service,
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident($spec:ty) $name:literal $versions:expr;)*) => {
+        /// The kinds of object there are.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Kind {
+            $($(#[$doc])* $kind,)*
+        }
+
+        /// What an object says, typed.
+        #[derive(Debug, Clone)]
+        pub enum Spec {
+            $($(#[$doc])* $kind(Arc<$spec>),)*
+        }
+
+        impl Kind {
+            /// Every kind.
+            pub const ALL: &[Self] = &[$(Self::$kind),*];
+
+            /// As in `kind:`.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)*
+                }
+            }
+
+            /// The `apiVersion` values that are taken for it; the first is what we write.
+            #[must_use]
+            pub const fn api_versions(self) -> &'static [&'static str] {
+                match self {
+                    $(Self::$kind => $versions,)*
+                }
+            }
+        }
+
+        impl Spec {
+            /// Reads and checks the spec of an object of this kind; also its normal form.
+            fn read(kind: Kind, spec: Value) -> Result<(Self, Value), common::Faults> {
+                match kind {
+                    $(Kind::$kind => manifest::read(spec, <$spec>::faults)
+                        .map(|(spec, json)| (Self::$kind(Arc::new(spec)), json)),)*
+                }
+            }
+        }
+    };
 }
 
+kinds! {
+    /// A service, its ports, addresses and endpoints.
+    Service(ServiceSpec) "Service" OURS;
+    /// Where HTTP requests go.
+    HttpRoute(HttpRouteSpec) "HTTPRoute" &[GATEWAY, "gateway.networking.k8s.io/v1beta1"];
+    /// Where gRPC calls go.
+    GrpcRoute(GrpcRouteSpec) "GRPCRoute" &[GATEWAY];
+    /// How callers treat a service.
+    TrafficPolicy(TrafficPolicySpec) "TrafficPolicy" OURS;
+    /// Who may call.
+    AuthorizationPolicy(AuthorizationPolicySpec) "AuthorizationPolicy" OURS;
+    /// Whether mutual TLS is demanded.
+    MutualTls(MutualTlsSpec) "MutualTLS" OURS;
+    /// Faults on purpose.
+    FaultInjection(FaultInjectionSpec) "FaultInjection" OURS;
+    /// How many requests a workload takes.
+    RateLimit(RateLimitSpec) "RateLimit" OURS;
+    /// What is told of requests.
+    Telemetry(TelemetrySpec) "Telemetry" OURS;
+}
+
+const OURS: &[&str] = &["outrigger.dev/v1"];
+const GATEWAY: &str = "gateway.networking.k8s.io/v1";
+
 impl Kind {
-    /// Every kind.
-    pub const ALL: &[Self] = &[Self::Service];
-
-    /// As in `kind:`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Service => "Service",
-        }
-    }
-
-    /// The `apiVersion` values that are taken for it; the first is what we write.
-    #[must_use]
-    pub const fn api_versions(self) -> &'static [&'static str] {
-        match self {
-            Self::Service => &["outrigger.dev/v1"],
-        }
-    }
-
     /// By its name, in any case, in the singular or the plural.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
@@ -87,13 +153,6 @@ impl fmt::Display for Key {
     }
 }
 
-/// What an object says, typed.
-#[derive(Debug, Clone)]
-pub enum Spec {
-    /// See [`ServiceSpec`].
-    Service(Arc<ServiceSpec>),
-}
-
 /// One object.
 #[derive(Debug, Clone)]
 pub struct Object {
@@ -119,9 +178,12 @@ pub struct Objects {
 impl Objects {
     /// The services with their names.
     pub fn services(&self) -> impl Iterator<Item = (&Key, &Arc<ServiceSpec>)> {
-        self.by_key.iter().map(|(key, object)| match &object.spec {
-            Spec::Service(service) => (key, service),
-        })
+        self.by_key
+            .iter()
+            .filter_map(|(key, object)| match &object.spec {
+                Spec::Service(service) => Some((key, service)),
+                _ => None,
+            })
     }
 
     /// What is wrong between objects that are right by themselves.
@@ -143,6 +205,30 @@ impl Objects {
                 }
             }
         }
+        self.doubles(&mut found);
         found
+    }
+
+    /// Two policies of one kind for the very same target: neither could be said to hold.
+    fn doubles(&self, found: &mut Vec<Invalid>) {
+        let mut owners = BTreeMap::new();
+        for (key, object) in &self.by_key {
+            let targets = match &object.spec {
+                Spec::TrafficPolicy(policy) => &policy.target_refs,
+                Spec::FaultInjection(policy) => &policy.target_refs,
+                _ => continue,
+            };
+            for (i, target) in targets.iter().enumerate() {
+                let place = (key.kind, &key.namespace, &target.name, target.port);
+                let Some(owner) = owners.insert(place, key) else {
+                    continue;
+                };
+                found.push(Invalid {
+                    object: key.to_string(),
+                    path: format!("spec.targetRefs[{i}]"),
+                    why: format!("{target} already has {owner}"),
+                });
+            }
+        }
     }
 }

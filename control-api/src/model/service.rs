@@ -141,7 +141,13 @@ impl ServiceSpec {
     #[must_use]
     pub fn account<'a>(&'a self, endpoint: &'a Endpoint) -> &'a str {
         let own = endpoint.service_account.as_deref();
-        own.or(self.service_account.as_deref()).unwrap_or("default")
+        own.unwrap_or_else(|| self.default_account())
+    }
+
+    /// The service account of endpoints that name none.
+    #[must_use]
+    pub fn default_account(&self) -> &str {
+        self.service_account.as_deref().unwrap_or("default")
     }
 
     /// Everything wrong with it: path below `spec`, and why.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::model::{Invalid, Key, Object, Objects, Spec, parse_object};
+use crate::model::{Invalid, Key, Object, Objects, parse_object};
 
 /// `<kind>/<namespace>/<name>` to [`Record`] in JSON.
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
@@ -319,12 +319,4 @@ fn load(database: &Database) -> Result<Objects, StoreError> {
         by_key.insert(object.key.clone(), Arc::new(object));
     }
     Ok(Objects { revision, by_key })
-}
-
-/// The service in an object, if it is one.
-#[must_use]
-pub fn service_of(object: &Object) -> Option<&Arc<crate::model::ServiceSpec>> {
-    match &object.spec {
-        Spec::Service(service) => Some(service),
-    }
 }

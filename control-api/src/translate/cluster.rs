@@ -7,18 +7,17 @@ use outrigger_proto::{
     envoy::{
         config::{
             cluster::v3::{
-                CircuitBreakers, Cluster, LoadBalancingPolicy,
-                circuit_breakers::{Thresholds, thresholds::RetryBudget},
+                Cluster,
                 cluster::{
                     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy,
                     TransportSocketMatch,
                 },
-                load_balancing_policy::Policy,
             },
-            core::v3::{Http1ProtocolOptions, Http2ProtocolOptions},
+            core::v3::{
+                Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
+            },
         },
         extensions::{
-            load_balancing_policies::least_request::v3::LeastRequest,
             transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::UpstreamTlsContext},
             upstreams::http::v3::{
                 HttpProtocolOptions,
@@ -29,31 +28,22 @@ use outrigger_proto::{
             },
         },
     },
-    outrigger::extensions::v1::PeakEwma,
 };
 
 use super::{
     endpoint, names,
     names::ClusterName,
-    proto::{ads, any, extension, percent, seconds, strings, transport_socket},
-    tls,
+    policy::Traffic,
+    proto::{ads, any, duration, seconds, strings, transport_socket},
+    tls, tuning,
     world::{PortRef, World},
 };
-use crate::model::AppProtocol;
+use crate::model::{AppProtocol, Connections};
 
 /// The key of the HTTP options in `typed_extension_protocol_options`.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// Envoy's default, said aloud.
 const CONNECT_TIMEOUT: i64 = 5;
-/// Connections, requests and retries that one proxy has to one service at most. Envoy's 1,024 cut
-/// off services that hold many quiet connections; a bound is needed all the same.
-const MAX_CONNECTIONS: u32 = 16_384;
-const MAX_REQUESTS: u32 = 16_384;
-/// Requests that wait for a connection; Envoy's default.
-const MAX_PENDING: u32 = 1_024;
-/// Retries add at most this share of load (design §8); never fewer than some at a time.
-const RETRY_PERCENT: f64 = 20.0;
-const MIN_RETRIES: u32 = 3;
 
 /// The cluster of this name.
 pub(super) fn cluster(world: &World, name: &str) -> Option<Cluster> {
@@ -63,7 +53,7 @@ pub(super) fn cluster(world: &World, name: &str) -> Option<Cluster> {
         ClusterName::Inbound(_) => Some(passthrough(name)),
         ClusterName::Pod(address) => pod(world, name, address),
         service @ ClusterName::Service { .. } => {
-            Some(self::service(name, &world.service_port(&service)?))
+            Some(self::service(world, name, &world.service_port(&service)?))
         }
     }
 }
@@ -77,27 +67,30 @@ fn passthrough(name: &str) -> Cluster {
         )),
         lb_policy: LbPolicy::ClusterProvided.into(),
         connect_timeout: Some(seconds(CONNECT_TIMEOUT)),
-        circuit_breakers: Some(limits()),
-        typed_extension_protocol_options: http_options(None),
+        circuit_breakers: Some(tuning::limits(&Traffic::default())),
+        typed_extension_protocol_options: http_options(None, None),
         ..Cluster::default()
     }
 }
 
-fn service(name: &str, port: &PortRef<'_>) -> Cluster {
-    Cluster {
+fn service(world: &World, name: &str, port: &PortRef<'_>) -> Cluster {
+    let traffic = Traffic::of(world, port);
+    let mut cluster = Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: Some(ads()),
             service_name: name.to_owned(),
         }),
-        load_balancing_policy: Some(balancing()),
-        ..common(port)
-    }
+        ..common(&traffic, port)
+    };
+    tuning::endpoints(&traffic, &names::host(port), &mut cluster);
+    cluster
 }
 
 fn pod(world: &World, name: &str, address: SocketAddr) -> Option<Cluster> {
     let instance = world.instance(address)?;
+    let traffic = Traffic::of(world, &instance.port);
     let members = endpoint::single(name, &instance, address.port());
     Some(Cluster {
         name: name.to_owned(),
@@ -107,18 +100,23 @@ fn pod(world: &World, name: &str, address: SocketAddr) -> Option<Cluster> {
             &instance.port,
             [instance.port.identity(instance.endpoint)],
         ),
-        ..common(&instance.port)
+        ..common(&traffic, &instance.port)
     })
 }
 
-fn common(port: &PortRef<'_>) -> Cluster {
-    Cluster {
+fn common(traffic: &Traffic<'_>, port: &PortRef<'_>) -> Cluster {
+    let mut cluster = Cluster {
         connect_timeout: Some(seconds(CONNECT_TIMEOUT)),
-        circuit_breakers: Some(limits()),
-        typed_extension_protocol_options: http_options(port.port.app_protocol),
+        circuit_breakers: Some(tuning::limits(traffic)),
+        typed_extension_protocol_options: http_options(
+            port.port.app_protocol,
+            traffic.connections(),
+        ),
         transport_socket_matches: socket_matches(port, port.identities()),
         ..Cluster::default()
-    }
+    };
+    tuning::connections(traffic, &mut cluster);
+    cluster
 }
 
 /// Endpoints in the mesh are spoken to over mutual TLS and must have one of `identities`.
@@ -144,57 +142,33 @@ fn socket_matches(
     ]
 }
 
-/// Ours first; Envoy takes the first that it knows.
-fn balancing() -> LoadBalancingPolicy {
-    let policy = |typed_extension_config| Policy {
-        typed_extension_config: Some(typed_extension_config),
-    };
-    LoadBalancingPolicy {
-        policies: vec![
-            policy(extension("outrigger.peak_ewma", &PeakEwma::default())),
-            policy(extension(
-                "envoy.load_balancing_policies.least_request",
-                &LeastRequest::default(),
+/// HTTP stays the version it was, unless the port speaks HTTP/2 only, or connections are to be
+/// shared.
+fn http_options(
+    protocol: Option<AppProtocol>,
+    connections: Option<&Connections>,
+) -> BTreeMap<String, Any> {
+    let shared = connections.and_then(|c| c.http2).unwrap_or_default();
+    let only = matches!(protocol, Some(AppProtocol::Http2 | AppProtocol::Grpc));
+    let upstream = if shared || only {
+        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(
+                Http2ProtocolOptions::default(),
             )),
-        ],
-    }
-}
-
-fn limits() -> CircuitBreakers {
-    CircuitBreakers {
-        thresholds: vec![Thresholds {
-            max_connections: Some(MAX_CONNECTIONS),
-            max_pending_requests: Some(MAX_PENDING),
-            max_requests: Some(MAX_REQUESTS),
-            retry_budget: Some(RetryBudget {
-                budget_percent: Some(percent(RETRY_PERCENT)),
-                min_retry_concurrency: Some(MIN_RETRIES),
-                budget_interval: None,
-            }),
-            ..Thresholds::default()
-        }],
-        ..CircuitBreakers::default()
-    }
-}
-
-/// HTTP stays the version it was, unless the port speaks HTTP/2 only.
-fn http_options(protocol: Option<AppProtocol>) -> BTreeMap<String, Any> {
-    let upstream = match protocol {
-        Some(AppProtocol::Http2 | AppProtocol::Grpc) => {
-            UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-                protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(
-                    Http2ProtocolOptions::default(),
-                )),
-            })
-        }
-        Some(AppProtocol::Http | AppProtocol::Tcp) | None => {
-            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
-                http_protocol_options: Some(Http1ProtocolOptions::default()),
-                http2_protocol_options: Some(Http2ProtocolOptions::default()),
-            })
-        }
+        })
+    } else {
+        UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+            http_protocol_options: Some(Http1ProtocolOptions::default()),
+            http2_protocol_options: Some(Http2ProtocolOptions::default()),
+        })
     };
+    let common = connections.map(|c| CommonOptions {
+        idle_timeout: c.idle_timeout.map(|idle| duration(idle.0)),
+        max_requests_per_connection: c.max_requests_per_connection,
+        ..CommonOptions::default()
+    });
     let options = HttpProtocolOptions {
+        common_http_protocol_options: common,
         upstream_protocol_options: Some(upstream),
         ..HttpProtocolOptions::default()
     };

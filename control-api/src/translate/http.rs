@@ -1,25 +1,39 @@
 //! The HTTP connection manager of every HTTP chain.
 
 use outrigger_proto::envoy::{
-    config::{core::v3::Http1ProtocolOptions, route::v3::RouteConfiguration},
-    extensions::filters::network::http_connection_manager::v3::{
-        HttpConnectionManager, HttpFilter, Rds,
-        http_connection_manager::{
-            CodecType, ForwardClientCertDetails, RouteSpecifier, ServerHeaderTransformation,
-            SetCurrentClientCertDetails, Tracing,
+    config::{
+        accesslog::v3::{AccessLog, access_log},
+        core::v3::{Http1ProtocolOptions, RuntimeFractionalPercent},
+        route::v3::RouteConfiguration,
+    },
+    extensions::{
+        access_loggers::stream::v3::StdoutAccessLog,
+        filters::{
+            http::{fault::v3::HttpFault, local_ratelimit::v3::LocalRateLimit},
+            network::http_connection_manager::v3::{
+                HttpConnectionManager, HttpFilter, Rds,
+                http_connection_manager::{
+                    CodecType, ForwardClientCertDetails, RouteSpecifier,
+                    ServerHeaderTransformation, SetCurrentClientCertDetails, Tracing,
+                },
+            },
         },
     },
+    r#type::v3::TokenBucket,
 };
 
 use super::{
-    proto::{ads, percent, router, seconds},
-    world::World,
+    authz::Rules,
+    proto::{ads, any, duration, http_filter, percent, router, seconds},
+    route::fraction,
+    workload::Telemetry,
 };
+use crate::model::RateLimitSpec;
 
 /// The filter's name.
 pub(super) const NAME: &str = "envoy.filters.network.http_connection_manager";
-/// Share of requests that are traced when their caller has not decided.
-const SAMPLING: f64 = 1.0;
+/// The fault filter's name, under which routes say what faults they want.
+pub(super) const FAULT: &str = "envoy.filters.http.fault";
 
 /// Where routes are.
 pub(super) enum Routing {
@@ -30,32 +44,84 @@ pub(super) enum Routing {
 }
 
 /// For requests that leave the pod.
-pub(super) fn outbound(_: &World, routing: Routing) -> HttpConnectionManager {
+pub(super) fn outbound(telemetry: Telemetry, routing: Routing) -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: "outbound".to_owned(),
-        ..common(routing, Vec::new())
+        // Does nothing until a route asks for faults, so that asking changes the route alone.
+        ..common(
+            telemetry,
+            routing,
+            vec![http_filter(FAULT, &HttpFault::default())],
+        )
     }
 }
 
-/// For requests that come into the pod; those over mutual TLS tell the application who calls.
-pub(super) fn inbound(routing: Routing, mesh: bool) -> HttpConnectionManager {
+/// What requests that come into the pod pass.
+pub(super) struct Gate<'w> {
+    pub(super) rules: &'w Rules<'w>,
+    pub(super) limit: Option<&'w RateLimitSpec>,
+    pub(super) telemetry: Telemetry,
+    /// Over mutual TLS: the application is told who calls.
+    pub(super) mesh: bool,
+}
+
+/// For requests that come into the pod.
+pub(super) fn inbound(gate: &Gate<'_>, routing: Routing) -> HttpConnectionManager {
+    let rules = gate.rules.filters(true);
+    let guarded = !rules.is_empty();
+    let mut filters = Vec::new();
+    for filter in rules {
+        let name = format!("envoy.filters.http.rbac.{}", filter.name);
+        filters.push(http_filter(&name, &filter.http()));
+    }
+    if let Some(limit) = gate.limit {
+        filters.push(http_filter(
+            "envoy.filters.http.local_ratelimit",
+            &rate_limit(limit),
+        ));
+    }
     HttpConnectionManager {
         stat_prefix: "inbound".to_owned(),
-        forward_client_cert_details: if mesh {
+        forward_client_cert_details: if gate.mesh {
             ForwardClientCertDetails::SanitizeSet.into()
         } else {
             ForwardClientCertDetails::Sanitize.into()
         },
-        set_current_client_cert_details: mesh.then(|| SetCurrentClientCertDetails {
+        set_current_client_cert_details: gate.mesh.then(|| SetCurrentClientCertDetails {
             uri: true,
             ..SetCurrentClientCertDetails::default()
         }),
-        ..common(routing, Vec::new())
+        // Rules must see the path that the application will see.
+        normalize_path: guarded.then_some(true),
+        merge_slashes: guarded,
+        ..common(gate.telemetry, routing, filters)
+    }
+}
+
+fn rate_limit(own: &RateLimitSpec) -> LocalRateLimit {
+    let always = || RuntimeFractionalPercent {
+        default_value: Some(fraction(1_000_000)),
+        runtime_key: String::new(),
+    };
+    LocalRateLimit {
+        stat_prefix: "inbound".to_owned(),
+        token_bucket: Some(TokenBucket {
+            max_tokens: own.burst.unwrap_or(own.requests),
+            tokens_per_fill: Some(own.requests),
+            fill_interval: Some(duration(own.per.0)),
+        }),
+        filter_enabled: Some(always()),
+        filter_enforced: Some(always()),
+        ..LocalRateLimit::default()
     }
 }
 
 /// What every manager has: nothing that changes a message, no limit that ends a stream at work.
-fn common(routing: Routing, mut filters: Vec<HttpFilter>) -> HttpConnectionManager {
+fn common(
+    telemetry: Telemetry,
+    routing: Routing,
+    mut filters: Vec<HttpFilter>,
+) -> HttpConnectionManager {
     filters.push(router());
     HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
@@ -67,6 +133,7 @@ fn common(routing: Routing, mut filters: Vec<HttpFilter>) -> HttpConnectionManag
             Routing::Inline(routes) => RouteSpecifier::RouteConfig(*routes),
         }),
         http_filters: filters,
+        access_log: telemetry.access_log.then(stdout_log).into_iter().collect(),
         http_protocol_options: Some(Http1ProtocolOptions {
             accept_http_10: true,
             ..Http1ProtocolOptions::default()
@@ -75,9 +142,19 @@ fn common(routing: Routing, mut filters: Vec<HttpFilter>) -> HttpConnectionManag
         stream_idle_timeout: Some(seconds(0)),
         preserve_external_request_id: true,
         tracing: Some(Tracing {
-            random_sampling: Some(percent(SAMPLING)),
+            random_sampling: Some(percent(telemetry.sampling.percent())),
             ..Tracing::default()
         }),
         ..HttpConnectionManager::default()
+    }
+}
+
+fn stdout_log() -> AccessLog {
+    AccessLog {
+        name: "envoy.access_loggers.stdout".to_owned(),
+        config_type: Some(access_log::ConfigType::TypedConfig(any(
+            &StdoutAccessLog::default(),
+        ))),
+        ..AccessLog::default()
     }
 }

@@ -17,10 +17,12 @@ use outrigger_proto::envoy::{
 };
 
 use super::{
+    Viewer,
     http::{self, Routing},
     names,
     proto::{address, filter, listener_filter, seconds},
     route,
+    workload::Telemetry,
     world::World,
 };
 use crate::model::AppProtocol;
@@ -53,7 +55,7 @@ pub(super) fn catch_all() -> Listener {
 }
 
 /// `outbound/<ip>:<port>`: a service's virtual address, or an endpoint's own.
-pub(super) fn destination(world: &World, dialled: SocketAddr) -> Option<Listener> {
+pub(super) fn destination(world: &World, viewer: &Viewer, dialled: SocketAddr) -> Option<Listener> {
     let (protocol, routing, cluster) = if let Some(port) = world.virtual_port(dialled) {
         let routing = Routing::Rds(names::routes(&port));
         (port.port.app_protocol, routing, names::cluster(&port))
@@ -71,7 +73,8 @@ pub(super) fn destination(world: &World, dialled: SocketAddr) -> Option<Listener
         bind_to_port: Some(false),
         ..Listener::default()
     };
-    let http = || filter(http::NAME, &http::outbound(world, routing));
+    let telemetry = Telemetry::of(world, viewer);
+    let http = || filter(http::NAME, &http::outbound(telemetry, routing));
     match protocol {
         Some(AppProtocol::Tcp) => listener.filter_chains = vec![chain("tcp", tcp_out(&cluster))],
         Some(_) => listener.filter_chains = vec![chain("http", http())],

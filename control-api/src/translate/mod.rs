@@ -1,17 +1,24 @@
 //! From objects to xDS resources. Pure: the same objects give the same bytes.
 
+mod authz;
 mod cluster;
 mod endpoint;
 mod http;
 mod inbound;
 mod listener;
 mod names;
+mod policy;
 mod proto;
 mod route;
+#[cfg(test)]
+mod tests;
+mod text;
 mod tls;
+mod tuning;
+mod workload;
 mod world;
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use outrigger_proto::{any::Any, type_url};
 
@@ -63,6 +70,8 @@ pub struct Viewer {
     pub service_account: String,
     /// Its workload's name.
     pub workload: String,
+    /// Labels of the workload.
+    pub labels: BTreeMap<String, String>,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
 }
@@ -75,7 +84,7 @@ pub fn resource(world: &World, viewer: &Viewer, kind: ResourceType, name: &str) 
             ListenerName::Inbound => Some(proto::any(&inbound::listener(world, viewer))),
             ListenerName::Outbound => Some(proto::any(&listener::catch_all())),
             ListenerName::To(address) => {
-                listener::destination(world, address).map(|l| proto::any(&l))
+                listener::destination(world, viewer, address).map(|l| proto::any(&l))
             }
         },
         ResourceType::Cluster => cluster::cluster(world, name).map(|c| proto::any(&c)),
@@ -85,15 +94,29 @@ pub fn resource(world: &World, viewer: &Viewer, kind: ResourceType, name: &str) 
         }
         ResourceType::Routes => {
             let port = world.routed_port(name)?;
-            Some(proto::any(&route::service(name, port)))
+            Some(proto::any(&route::service(world, viewer, name, &port)))
         }
     }
 }
 
-/// Whether the resource is the same for every proxy.
+/// Which proxies get the same resource of this type and name as `viewer`: those with the same answer.
+/// `None`: nobody else.
 #[must_use]
-pub fn is_shared(kind: ResourceType, name: &str) -> bool {
-    kind != ResourceType::Listener || name != names::INBOUND
+pub fn sharing(world: &World, viewer: &Viewer, kind: ResourceType, name: &str) -> Option<String> {
+    match kind {
+        ResourceType::Listener if name == names::INBOUND => None,
+        ResourceType::Listener => Some(workload::Telemetry::of(world, viewer).to_string()),
+        ResourceType::Routes => {
+            let port = world.routed_port(name);
+            let consumers = port.is_some_and(|port| route::has_consumers(world, &port));
+            Some(if consumers {
+                viewer.namespace.clone()
+            } else {
+                String::new()
+            })
+        }
+        ResourceType::Cluster | ResourceType::Endpoints => Some(String::new()),
+    }
 }
 
 /// Every name of this type, for those who subscribe to all.

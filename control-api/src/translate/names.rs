@@ -108,7 +108,11 @@ pub(crate) fn host(port: &PortRef<'_>) -> String {
 }
 
 pub(crate) fn cluster(port: &PortRef<'_>) -> String {
-    format!("outbound|{}||{}", port.port.port, host(port))
+    service_cluster(&port.key.namespace, &port.key.name, port.port.port)
+}
+
+pub(crate) fn service_cluster(namespace: &str, service: &str, port: u16) -> String {
+    format!("outbound|{port}||{service}.{namespace}.svc")
 }
 
 pub(crate) fn routes(port: &PortRef<'_>) -> String {

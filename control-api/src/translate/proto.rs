@@ -24,7 +24,6 @@ use outrigger_proto::{
 use prost::{Message, Name};
 use prost_types::{Struct, Value, value::Kind};
 
-#[expect(dead_code, reason = "policies come next")]
 pub(crate) fn duration(value: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(value.as_secs()).unwrap_or(i64::MAX),

@@ -10,7 +10,10 @@ use super::{
     Viewer,
     names::{self, ClusterName},
 };
-use crate::model::{AppProtocol, Endpoint, Key, Kind, Objects, ServicePort, ServiceSpec, Spec};
+use crate::model::{
+    AppProtocol, Endpoint, Key, Kind, Object, Objects, ParentRef, ServicePort, ServiceSpec, Spec,
+    TargetRef,
+};
 
 /// A port of a service.
 #[derive(Debug, Clone, Copy)]
@@ -26,22 +29,26 @@ pub struct PortRef<'w> {
 }
 
 impl<'w> PortRef<'w> {
-    /// Identities that its endpoints have, in order.
+    /// Identities that its endpoints have, in order; never none, since that would mean anybody.
     #[must_use]
     pub fn identities(&self) -> BTreeSet<String> {
         let mesh = self.service.endpoints.iter().filter(|e| e.in_mesh());
-        mesh.map(|endpoint| self.identity(endpoint)).collect()
+        let mut all: BTreeSet<_> = mesh.map(|endpoint| self.identity(endpoint)).collect();
+        if all.is_empty() {
+            all.insert(self.identity_of(self.service.default_account()));
+        }
+        all
+    }
+
+    fn identity_of(&self, account: &str) -> String {
+        let (domain, namespace) = (self.trust_domain, &self.key.namespace);
+        format!("spiffe://{domain}/ns/{namespace}/sa/{account}")
     }
 
     /// The identity of one endpoint.
     #[must_use]
     pub fn identity(&self, endpoint: &Endpoint) -> String {
-        format!(
-            "spiffe://{}/ns/{}/sa/{}",
-            self.trust_domain,
-            self.key.namespace,
-            self.service.account(endpoint)
-        )
+        self.identity_of(self.service.account(endpoint))
     }
 
     /// The endpoints with the port that each listens on.
@@ -69,6 +76,39 @@ struct Place {
     endpoint: usize,
 }
 
+/// The services that an object is attached to, each once.
+fn services_of(object: &Object) -> BTreeSet<Key> {
+    let key = |namespace: &str, name: &str| Key {
+        kind: Kind::Service,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    };
+    let own = object.key.namespace.as_str();
+    let parent = |p: &ParentRef| key(p.namespace.as_deref().unwrap_or(own), &p.name);
+    let target = |t: &TargetRef| key(own, &t.name);
+    match &object.spec {
+        Spec::HttpRoute(route) => route.parent_refs.iter().map(parent).collect(),
+        Spec::GrpcRoute(route) => route.parent_refs.iter().map(parent).collect(),
+        Spec::TrafficPolicy(policy) => policy.target_refs.iter().map(target).collect(),
+        Spec::AuthorizationPolicy(policy) => policy.target_refs.iter().map(target).collect(),
+        Spec::FaultInjection(policy) => policy.target_refs.iter().map(target).collect(),
+        Spec::Service(_) | Spec::MutualTls(_) | Spec::RateLimit(_) | Spec::Telemetry(_) => {
+            BTreeSet::new()
+        }
+    }
+}
+
+fn is_of_workloads(object: &Object) -> bool {
+    match &object.spec {
+        Spec::AuthorizationPolicy(policy) => policy.target_refs.is_empty(),
+        Spec::MutualTls(_) | Spec::RateLimit(_) | Spec::Telemetry(_) => true,
+        _ => false,
+    }
+}
+
+/// Policies here hold for the whole mesh.
+pub(crate) const SYSTEM_NAMESPACE: &str = "outrigger-system";
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct World {
@@ -76,6 +116,10 @@ pub struct World {
     trust_domain: String,
     virtual_addresses: BTreeMap<SocketAddr, Place>,
     instances: BTreeMap<SocketAddr, Vec<Place>>,
+    /// Policies and routes by the service that they are attached to.
+    attached: BTreeMap<Key, Vec<Arc<Object>>>,
+    /// Policies of workloads by their namespace.
+    workloads: BTreeMap<String, Vec<Arc<Object>>>,
 }
 
 impl World {
@@ -102,12 +146,40 @@ impl World {
                 }
             }
         }
+        let (mut attached, mut workloads) = (BTreeMap::new(), BTreeMap::new());
+        for object in objects.by_key.values() {
+            for service in services_of(object) {
+                let list: &mut Vec<_> = attached.entry(service).or_default();
+                list.push(Arc::clone(object));
+            }
+            if is_of_workloads(object) {
+                let namespace = object.key.namespace.clone();
+                let list: &mut Vec<_> = workloads.entry(namespace).or_default();
+                list.push(Arc::clone(object));
+            }
+        }
         Self {
             objects,
             trust_domain: trust_domain.to_owned(),
             virtual_addresses,
             instances,
+            attached,
+            workloads,
         }
+    }
+
+    /// What is attached to a service, in order of kind, namespace and name.
+    #[must_use]
+    pub fn attached(&self, service: &Key) -> &[Arc<Object>] {
+        self.attached.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// Policies for the workloads of a namespace: those of the mesh first, then its own.
+    pub fn workload_policies(&self, namespace: &str) -> impl Iterator<Item = &Arc<Object>> {
+        let of = |namespace| self.workloads.get(namespace).map_or(&[][..], Vec::as_slice);
+        let mesh = of(SYSTEM_NAMESPACE).iter();
+        let own = (namespace != SYSTEM_NAMESPACE).then(|| of(namespace).iter());
+        mesh.chain(own.into_iter().flatten())
     }
 
     /// The revision of the objects.
@@ -132,6 +204,7 @@ impl World {
         let (key, object) = self.objects.by_key.get_key_value(key)?;
         match &object.spec {
             Spec::Service(service) => Some((key, service)),
+            _ => None,
         }
     }
 
@@ -238,6 +311,23 @@ impl World {
             }
         }
         ports.into_iter()
+    }
+
+    /// The services of which this workload is an endpoint on `port`, with their own ports.
+    pub fn inbound_services(
+        &self,
+        viewer: &Viewer,
+        port: u16,
+    ) -> impl Iterator<Item = (&Key, u16)> {
+        let places = viewer.addresses.iter().filter_map(move |ip| {
+            let at = SocketAddr::new(*ip, port);
+            self.instances.get(&at)
+        });
+        let places: Vec<&Place> = places.flatten().collect();
+        places.into_iter().filter_map(|place| {
+            let port = self.port_at(place)?;
+            Some((port.key, port.port.port))
+        })
     }
 
     /// Whether any service is behind this address.

@@ -1,6 +1,6 @@
 //! What a proxy says about itself.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use outrigger_proto::envoy::config::core::v3::{Node, node::UserAgentVersionType};
 use prost_types::{Struct, value::Kind};
@@ -77,6 +77,7 @@ impl NodeInfo {
                 namespace: identity.namespace.clone(),
                 service_account: identity.service_account.clone(),
                 workload: workload.unwrap_or_default(),
+                labels: labels(metadata),
                 addresses,
             },
         })
@@ -103,6 +104,24 @@ fn text<'m>(metadata: Option<&'m Struct>, key: &str) -> Option<&'m str> {
         Kind::StringValue(text) => Some(text),
         _ => None,
     }
+}
+
+/// Labels of one workload; Kubernetes has no bound, but objects are bounded.
+const MAX_LABELS: usize = 256;
+
+fn labels(metadata: Option<&Struct>) -> BTreeMap<String, String> {
+    let kind = metadata.and_then(|all| all.fields.get("LABELS")?.kind.as_ref());
+    let Some(Kind::StructValue(labels)) = kind else {
+        return BTreeMap::new();
+    };
+    let texts = labels
+        .fields
+        .iter()
+        .filter_map(|(key, value)| match &value.kind {
+            Some(Kind::StringValue(text)) => Some((key.clone(), text.clone())),
+            _ => None,
+        });
+    texts.take(MAX_LABELS).collect()
 }
 
 fn version(node: &Node) -> String {

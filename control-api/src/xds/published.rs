@@ -31,7 +31,7 @@ impl Encoded {
     }
 }
 
-type Shared = HashMap<(ResourceType, String), Option<Arc<Encoded>>>;
+type Shared = HashMap<(ResourceType, String, String), Option<Arc<Encoded>>>;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -87,11 +87,12 @@ impl View for ViewOf<'_> {
             let resource = translate::resource(&self.published.world, self.viewer, kind, name);
             resource.map(|resource| Arc::new(Encoded::new(resource)))
         };
-        if !translate::is_shared(kind, name) {
+        let sharing = translate::sharing(&self.published.world, self.viewer, kind, name);
+        let Some(sharing) = sharing else {
             return make();
-        }
+        };
         let made = &self.published.made;
-        let key = (kind, name.to_owned());
+        let key = (kind, name.to_owned(), sharing);
         let known = made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known.get(&key) {
             return known.clone();

@@ -99,7 +99,7 @@ impl ::prost::Name for Breaker {
 }
 /// Power of two choices by peak-sensitive, exponentially weighted round-trip time times requests in
 /// flight.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PeakEwma {
     /// Time over which an observed latency loses its weight.
     #[prost(message, optional, tag = "1")]
@@ -107,6 +107,16 @@ pub struct PeakEwma {
     /// What an endpoint that was never measured counts as.
     #[prost(message, optional, tag = "2")]
     pub default_rtt: ::core::option::Option<::prost_types::Duration>,
+    /// Which localities are preferred. Absent: none.
+    #[prost(message, optional, tag = "3")]
+    pub locality_lb_config: ::core::option::Option<
+        super::super::super::envoy::extensions::load_balancing_policies::common::v3::LocalityLbConfig,
+    >,
+    /// How a new endpoint grows into its share. Absent: it has all of it at once.
+    #[prost(message, optional, tag = "4")]
+    pub slow_start_config: ::core::option::Option<
+        super::super::super::envoy::extensions::load_balancing_policies::common::v3::SlowStartConfig,
+    >,
 }
 impl ::prost::Name for PeakEwma {
     const NAME: &'static str = "PeakEwma";

@@ -1,0 +1,131 @@
+//! Policies of workloads: which of them holds for a proxy.
+
+use std::{collections::BTreeMap, fmt};
+
+use super::{
+    Viewer,
+    world::{SYSTEM_NAMESPACE, World},
+};
+use crate::model::{Key, MutualTlsSpec, RateLimitSpec, Selector, Share, Spec, TlsMode};
+
+/// Share of requests that are traced when neither their caller nor a policy says.
+const SAMPLING: Share = Share { millionths: 10_000 };
+
+/// How exactly a policy is aimed: the mesh, a namespace, some workloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Aim {
+    Mesh,
+    Namespace,
+    Workload,
+}
+
+/// The aim of a policy of this name and selector; `None` if it is not for `viewer`.
+pub(super) fn aim(key: &Key, selector: Option<&Selector>, viewer: &Viewer) -> Option<Aim> {
+    match selector {
+        Some(selector) if !selector.match_labels.is_empty() => {
+            let here = key.namespace == viewer.namespace;
+            (here && selector.selects(&viewer.labels)).then_some(Aim::Workload)
+        }
+        _ if key.namespace == SYSTEM_NAMESPACE => Some(Aim::Mesh),
+        _ => (key.namespace == viewer.namespace).then_some(Aim::Namespace),
+    }
+}
+
+/// What is told of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Telemetry {
+    pub(super) sampling: Share,
+    pub(super) access_log: bool,
+}
+
+impl Telemetry {
+    /// The most exact policy that says something counts; of equals the first by name.
+    pub(super) fn of(world: &World, viewer: &Viewer) -> Self {
+        let (mut sampling, mut access_log) = (None, None);
+        for object in world.workload_policies(&viewer.namespace) {
+            let Spec::Telemetry(spec) = &object.spec else {
+                continue;
+            };
+            let Some(aim) = aim(&object.key, spec.selector.as_ref(), viewer) else {
+                continue;
+            };
+            let share = spec.tracing.as_ref().and_then(|tracing| tracing.sampling);
+            prefer(&mut sampling, aim, share);
+            prefer(&mut access_log, aim, spec.access_log);
+        }
+        Self {
+            sampling: sampling.map_or(SAMPLING, |(_, share)| share),
+            access_log: access_log.is_some_and(|(_, on)| on),
+        }
+    }
+}
+
+impl fmt::Display for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.sampling.millionths, self.access_log)
+    }
+}
+
+fn prefer<T>(best: &mut Option<(Aim, T)>, aim: Aim, value: Option<T>) {
+    if let Some(value) = value
+        && best.as_ref().is_none_or(|(held, _)| aim > *held)
+    {
+        *best = Some((aim, value));
+    }
+}
+
+/// Whether mutual TLS is demanded, for each port.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct MutualTls {
+    strict: bool,
+    ports: BTreeMap<u16, bool>,
+}
+
+impl MutualTls {
+    pub(super) fn of(world: &World, viewer: &Viewer) -> Self {
+        let mut best: Option<(Aim, &MutualTlsSpec)> = None;
+        for object in world.workload_policies(&viewer.namespace) {
+            let Spec::MutualTls(spec) = &object.spec else {
+                continue;
+            };
+            let aim = aim(&object.key, spec.selector.as_ref(), viewer);
+            if let Some(aim) = aim {
+                prefer(&mut best, aim, Some(spec.as_ref()));
+            }
+        }
+        let Some((_, spec)) = best else {
+            return Self::default();
+        };
+        let strict = |mode: TlsMode| mode == TlsMode::Strict;
+        let ports = spec.ports.iter();
+        Self {
+            strict: strict(spec.mode),
+            ports: ports.map(|(port, mode)| (*port, strict(*mode))).collect(),
+        }
+    }
+
+    /// On this port, or, without one, on all that are not named.
+    pub(super) fn is_strict(&self, port: Option<u16>) -> bool {
+        let own = port.and_then(|port| self.ports.get(&port));
+        own.copied().unwrap_or(self.strict)
+    }
+
+    /// Ports that are named.
+    pub(super) fn ports(&self) -> impl Iterator<Item = u16> {
+        self.ports.keys().copied()
+    }
+}
+
+/// How many requests the workload takes: the most exact policy, of equals the first by name.
+pub(super) fn rate_limit<'w>(world: &'w World, viewer: &Viewer) -> Option<&'w RateLimitSpec> {
+    let mut best = None;
+    for object in world.workload_policies(&viewer.namespace) {
+        let Spec::RateLimit(spec) = &object.spec else {
+            continue;
+        };
+        if let Some(aim) = aim(&object.key, spec.selector.as_ref(), viewer) {
+            prefer(&mut best, aim, Some(spec.as_ref()));
+        }
+    }
+    best.map(|(_, spec)| spec)
+}
