@@ -1,6 +1,6 @@
 //! Where in a resource the decoder is, so that every error and every remark carries a full path.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use crate::config::Invalid;
 
@@ -9,18 +9,27 @@ const MAX_NOTES: usize = 64;
 
 /// Fields that were set, are known, and are not honoured; and unknown ones. By path.
 #[derive(Debug, Default)]
-pub(super) struct Notes(RefCell<Vec<String>>);
+pub(super) struct Notes {
+    paths: RefCell<Vec<String>>,
+    /// Some message had more bytes than we understand.
+    suspicious: Cell<bool>,
+}
 
 impl Notes {
     pub(super) fn push(&self, path: String) {
-        let mut all = self.0.borrow_mut();
+        let mut all = self.paths.borrow_mut();
         if all.len() < MAX_NOTES && !all.contains(&path) {
             all.push(path);
         }
     }
 
+    /// Whether it is worth looking for unknown fields.
+    pub(super) const fn is_suspicious(&self) -> bool {
+        self.suspicious.get()
+    }
+
     pub(super) fn into_vec(self) -> Vec<String> {
-        self.0.into_inner()
+        self.paths.into_inner()
     }
 }
 
@@ -111,6 +120,15 @@ impl<'a> At<'a> {
     pub(super) fn ignores(&self, field: &str, set: bool) {
         if set {
             self.notes.push(self.field(field).path());
+        }
+    }
+
+    /// Notes that what was read here does, or may, hold more than was understood. Encoding again
+    /// what was decoded and comparing lengths finds that at next to no cost; the descriptors, which
+    /// tell where and what it is, take 4 MiB once they are needed.
+    pub(super) fn suspect_if(&self, more: bool) {
+        if more {
+            self.notes.suspicious.set(true);
         }
     }
 

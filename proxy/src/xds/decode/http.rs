@@ -34,8 +34,8 @@ use super::{
     at::At,
     matcher, rbac, route,
     value::{
-        Decoded, enumerated, fraction, limit, percent, positive, required, runtime_fraction, share,
-        status, unpack,
+        Decoded, by_type, enumerated, fraction, limit, percent, positive, required,
+        runtime_fraction, share, status, unpack,
     },
 };
 use crate::config::{
@@ -114,8 +114,10 @@ fn refuse_misleading(at: At<'_>, value: &Message) -> Decoded<()> {
         "no extensions are known",
     )?;
     for (i, log) in value.access_log.iter().enumerate() {
-        at.item("access_log", i)
-            .ignores("filter", log.filter.is_some());
+        let at = at.item("access_log", i);
+        at.ignores("filter", log.filter.is_some());
+        // Where and how it is written is the proxy's own setting.
+        at.ignores("typed_config", log.config_type.is_some());
     }
     note_unhonoured(at, value);
     Ok(())
@@ -274,7 +276,10 @@ fn filter(at: At<'_>, any: &Any) -> Decoded<Known> {
             }
         }
         // Without a policy at a route these two do nothing.
-        type_url::ROUTER | type_url::CORS => return Ok(Known::Nothing),
+        type_url::ROUTER | type_url::CORS => {
+            by_type(at, any);
+            return Ok(Known::Nothing);
+        }
         _ if super::is_noop(Some(any)) => {
             at.ignored();
             return Ok(Known::Nothing);

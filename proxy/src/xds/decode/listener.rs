@@ -21,7 +21,7 @@ use super::{
     at::At,
     http, rbac, tls,
     value::{
-        Decoded, cidrs, duration, enumerated, limit, port_number, required, socket_address, unpack,
+        Decoded, by_type, cidrs, enumerated, limit, port_number, required, socket_address, unpack,
     },
 };
 use crate::config::{
@@ -125,6 +125,7 @@ fn inspectors(at: At<'_>, filters: &[ListenerFilter]) -> Decoded<Inspect> {
             }
             None => return Err(at.bad(format!("{:?} has no typed_config", filter.name))),
         };
+        by_type(at, any);
         match any.type_url.as_str() {
             type_url::TLS_INSPECTOR => out.tls = true,
             type_url::HTTP_INSPECTOR => out.http = true,
@@ -283,7 +284,6 @@ fn tcp_proxy_of(at: At<'_>, value: &TcpMessage) -> Decoded<TcpProxy> {
     let attempts = value.max_connect_attempts.unwrap_or(1);
     at.field("max_connect_attempts")
         .refuse_if(attempts == 0, "must be 1 or more")?;
-    duration(at.field("idle_timeout"), value.idle_timeout.as_ref())?;
     Ok(TcpProxy {
         stat_prefix: Arc::from(value.stat_prefix.as_str()),
         clusters: tcp_clusters(at, value)?,

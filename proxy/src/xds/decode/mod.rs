@@ -131,9 +131,12 @@ fn parse_as<M: Message + Name + Default>(
     if own.is_empty() {
         return Err(refuse("", at.field("name").bad("must not be empty")));
     }
+    at.suspect_if(message.encoded_len() != bytes.len());
     let resource = decode(at, &message).map_err(|why| refuse(own, why))?;
-    for finding in outrigger_proto::unknown::scan::<M>(bytes).findings {
-        notes.push(finding.path);
+    if notes.is_suspicious() {
+        for finding in outrigger_proto::unknown::scan::<M>(bytes).findings {
+            notes.push(finding.path);
+        }
     }
     Ok(Parsed {
         name: own.clone(),

@@ -222,7 +222,15 @@ pub(super) fn inline_bytes(at: At<'_>, source: Option<&DataSource>) -> Decoded<O
 
 /// Takes an extension out of its `Any`.
 pub(super) fn unpack<M: Message + Name + Default>(at: At<'_>, any: &Any) -> Decoded<M> {
-    outrigger_proto::any::unpack::<M>(any).map_err(|error| at.bad(error.to_string()))
+    let message = outrigger_proto::any::unpack::<M>(any);
+    let message = message.map_err(|error| at.bad(error.to_string()))?;
+    at.suspect_if(message.encoded_len() != any.value.len());
+    Ok(message)
+}
+
+/// An extension that is known by its type alone; what it holds was not read.
+pub(super) fn by_type(at: At<'_>, any: &Any) {
+    at.suspect_if(!any.value.is_empty());
 }
 
 /// A response status.
