@@ -153,7 +153,14 @@ fn first_known(at: At<'_>, list: &LoadBalancingPolicy, depth: u32) -> Decoded<Po
 
 fn known(at: At<'_>, any: &Any, depth: u32) -> Decoded<Option<Policy>> {
     let policy = match any.type_url.as_str() {
-        type_url::PEAK_EWMA => Policy::plain(peak_ewma(at, &unpack(at, any)?)?),
+        type_url::PEAK_EWMA => {
+            let inner: PeakEwma = unpack(at, any)?;
+            Policy {
+                balancing: peak_ewma(at, &inner)?,
+                locality: common_locality(at, inner.locality_lb_config.as_ref())?,
+                slow_start: common_slow_start(at, inner.slow_start_config.as_ref())?,
+            }
+        }
         type_url::ROUND_ROBIN => {
             let inner: RoundRobin = unpack(at, any)?;
             Policy {

@@ -21,13 +21,17 @@ fn the_first_policy_that_is_known_balances() {
             all.join(", ")
         )
     };
-    let ours = [policy("@EWMA", "decay: 5s"), policy("@LEAST", "")];
+    let own = "decay: 5s, locality_lb_config: {zone_aware_lb_config: {}}, slow_start_config: \
+               {slow_start_window: 30s}";
+    let ours = [policy("@EWMA", own), policy("@LEAST", "")];
     let (first, _) = cluster(&with_cluster(&list(&ours)));
     let expected = Balancing::PeakEwma {
         decay: seconds(5),
         default_rtt: Duration::from_millis(30),
     };
     assert_eq!(first.balancing, expected);
+    assert!(matches!(first.locality, LocalityMode::ZoneAware { .. }));
+    assert!(first.slow_start.is_some());
     let foreign = [
         policy("@STRANGER", ""),
         policy("@LEAST", "choice_count: 99"),
