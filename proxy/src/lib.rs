@@ -24,6 +24,7 @@
 //! them in the list of layers in `tests/tidy`.
 
 pub mod accept;
+pub mod admin;
 pub mod app;
 pub mod balance;
 pub mod bootstrap;

@@ -16,7 +16,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 pub use client::{ClientTlsCache, HandshakeError, Session};
 pub use identity::{Identity, IdentityError, IdentityStore};
 pub use server::ServerTlsCache;
-pub use verify::{CertificateIdentity, peer_identity};
+pub use verify::{CertificateIdentity, CertificateView, peer_identity};
 
 /// aws-lc-rs with the order we want: AES-128-GCM first (it costs least, and TLS 1.3 gives it no
 /// known weakness), X25519MLKEM768 first among the key exchanges.

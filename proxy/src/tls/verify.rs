@@ -56,6 +56,33 @@ impl CertificateIdentity {
     }
 }
 
+/// Any certificate, an authority's too, for people to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateView {
+    /// Hexadecimal.
+    pub serial: String,
+    /// Seconds since 1970.
+    pub not_before: u64,
+    pub not_after: u64,
+    /// URI names, as they are written.
+    pub uris: Vec<String>,
+}
+
+impl CertificateView {
+    /// Reads a certificate; `None` if it is none.
+    #[must_use]
+    pub fn of(der: &CertificateDer<'_>) -> Option<Self> {
+        let cert = EndEntityCert::try_from(der).ok()?;
+        let (not_before, not_after) = validity(der.as_ref())?;
+        Some(Self {
+            serial: cert.serial().iter().map(|b| format!("{b:02x}")).collect(),
+            not_before,
+            not_after,
+            uris: cert.valid_uri_names().map(ToOwned::to_owned).collect(),
+        })
+    }
+}
+
 fn refuse(why: &str) -> Error {
     Error::General(format!("peer certificate: {why}"))
 }
