@@ -296,8 +296,8 @@ impl<I: Io> ServerConn<I> {
     }
 
     /// Resolves when the client is gone, while its answer is awaited. An end of its sending side is
-    /// no such sign (HT-19); a reset is. What comes early of the next request is kept, within
-    /// bounds.
+    /// no such sign (HT-19); a reset is, though one after such an end shows only when something is
+    /// written. What comes early of the next request is kept, within bounds.
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.reader.is_done() && !self.wire.ended && self.wire.input.len() < MAX_AHEAD {
             match ready!(self.wire.poll_fill(cx)) {

@@ -414,6 +414,12 @@ fn ht_24_a_body_that_came_can_be_thrown_away() {
     assert!(!conn.is_reusable());
     run(|cx| conn.poll_flush(cx)).unwrap();
     assert!(mock.written().contains("connection: close\r\n"));
+
+    // What is no body is not thrown away as one.
+    let bad = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n0\r\n\r\n";
+    let (mut conn, _mock, _) = served(bad);
+    assert!(!conn.discard_received() && !conn.discard_received());
+    assert!(!conn.request_body_done() && run(|cx| conn.poll_recv(cx)).is_err());
 }
 
 #[test]
