@@ -162,16 +162,13 @@ fn note_unhonoured(at: At<'_>, value: &Message) {
             value.generate_request_id == Some(false),
         ),
         (
-            "preserve_external_request_id",
-            value.preserve_external_request_id,
-        ),
-        (
             "always_set_request_id_in_response",
             value.always_set_request_id_in_response,
         ),
+        // Answers pass with the header that they came with.
         (
             "server_header_transformation",
-            value.server_header_transformation != 0,
+            value.server_header_transformation == 1,
         ),
     ] {
         at.ignores(field, set);

@@ -28,6 +28,8 @@ use crate::config::tls::{ClientTls, InlineSecret, PeerMatch, SecretRef, ServerTl
 
 /// SDS name of the workload's own certificate, as Envoy sidecars are used to.
 const OWN: &str = "default";
+/// Key exchange groups that are offered, whatever the order asked for.
+const CURVES: [&str; 4] = ["X25519MLKEM768", "X25519", "P-256", "P-384"];
 /// SDS name of the mesh's trust bundle.
 const ROOTS: &str = "ROOTCA";
 
@@ -178,7 +180,8 @@ fn versions(at: At<'_>, context: &CommonTlsContext) -> Decoded<bool> {
     let at = at.field("tls_params");
     // rustls has only modern suites, curves and signatures; a narrower list is not enforced.
     at.ignores("cipher_suites", !params.cipher_suites.is_empty());
-    at.ignores("ecdh_curves", !params.ecdh_curves.is_empty());
+    let other = |curve: &String| !CURVES.contains(&curve.as_str());
+    at.ignores("ecdh_curves", params.ecdh_curves.iter().any(other));
     at.ignores(
         "signature_algorithms",
         !params.signature_algorithms.is_empty(),

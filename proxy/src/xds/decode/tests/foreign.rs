@@ -144,3 +144,36 @@ fn istiods_clusters() {
          port_value: 0}}}",
     );
 }
+
+/// Everything that our own control plane makes is taken, and nothing of it passed over.
+#[test]
+fn the_golden_resources_of_our_control_plane() {
+    let dir = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../control-api/src/translate/tests/snapshots"
+    );
+    let mut count = 0;
+    for file in std::fs::read_dir(dir).expect("the snapshots") {
+        let path = file.expect("a file").path();
+        let text = std::fs::read_to_string(&path).expect("text");
+        let json = text.splitn(3, "---\n").nth(2).expect("a header and a body");
+        let mut value: serde_json::Value = serde_json::from_str(json).expect("JSON");
+        let kind = value
+            .as_object_mut()
+            .and_then(|fields| fields.remove("@type"));
+        let Some(kind) = kind
+            .as_ref()
+            .and_then(|url| Kind::from_type_url(url.as_str()?))
+        else {
+            continue;
+        };
+        let parsed = parse(kind, &resource(kind, &value.to_string()));
+        let parsed = parsed.unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+        // Slashes are not merged here, but rules are asked about both readings.
+        let known = |path: &&String| path.ends_with("typed_config.merge_slashes");
+        let other: Vec<_> = parsed.ignored.iter().filter(|path| !known(path)).collect();
+        assert!(other.is_empty(), "{}: {other:?}", path.display());
+        count += 1;
+    }
+    assert!(count > 10, "{count} resources");
+}
