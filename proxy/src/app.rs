@@ -1,6 +1,8 @@
 //! The composition root: builds each part once, owns the threads and tasks, readiness and shutdown.
 
+mod observe;
 mod publish;
+mod status;
 mod threads;
 
 use std::{
@@ -21,6 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admin::Origin,
     bootstrap::RunArgs,
     config::TrustDomain,
     control::{CertificateSource, Connector, FileSource, WallClock},
@@ -30,14 +33,13 @@ use crate::{
         fault_injection::ActiveFaults,
         worker::{Shared, World},
     },
-    telemetry::Telemetry,
     tls::{IdentityStore, ServerTlsCache},
     xds,
 };
 use publish::Publisher;
 
 /// After the connections are cut, for their last words to the log and the collector.
-const LAST_WORDS: Duration = Duration::from_millis(250);
+pub const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// Runs the proxy until it is told to stop.
 ///
@@ -69,13 +71,15 @@ async fn control(args: &RunArgs) -> anyhow::Result<()> {
         identity: Arc::clone(&identity),
         server_tls: ServerTlsCache::new(Arc::clone(&identity)),
         drain: drain.clone(),
-        telemetry: Arc::new(Telemetry::default()),
+        telemetry: observe::telemetry(args)?,
         faults: ActiveFaults::default(),
         own_ports: own_ports(args),
         own_ips,
     });
+    observe::watch(&shared);
     let publisher = Arc::new(Publisher::new(Arc::clone(&shared), Instant::now()));
     let stop = CancellationToken::new();
+    let mut sources = Vec::new();
 
     if let Some(path) = &args.config {
         let local = xds::local::load(path, wall_clock()())
@@ -85,6 +89,7 @@ async fn control(args: &RunArgs) -> anyhow::Result<()> {
             tracing::warn!(path, "field not known, ignored");
         }
         publisher.publish(local.snapshot);
+        sources.push((Origin::File, local.view));
     }
     start_identity(args, &shared).await?;
     if args.control_plane.is_empty() {
@@ -93,9 +98,16 @@ async fn control(args: &RunArgs) -> anyhow::Result<()> {
         }
     } else {
         let connector = connector(args, dialer, &shared).await?;
-        start_control(args, connector, &shared, &publisher, &mut rng, &stop)?;
+        let view = start_control(args, connector, &shared, &publisher, &mut rng, &stop)?;
+        sources.push((Origin::ControlPlane, view));
     }
     let threads = threads::start(args, dialer, &shared, &publisher, &mut rng)?;
+    let parts = status::Parts {
+        node: settings(args, &shared.own_ips).node,
+        sources,
+        log_filter: status::fixed_filter(args),
+    };
+    let told = status::start(args, &shared, parts).await?;
     tokio::spawn(publish::sweep_outliers(Arc::clone(&shared)));
     tracing::info!(
         node = args.node(),
@@ -105,9 +117,13 @@ async fn control(args: &RunArgs) -> anyhow::Result<()> {
         "proxy started"
     );
 
-    wait_for_signal().await?;
+    tokio::select! {
+        signal = wait_for_signal() => signal?,
+        () = status::ended(told) => {}
+    }
     shut_down(args, &drain).await;
     stop.cancel();
+    shared.telemetry.flush(LAST_WORDS);
     Ok(())
 }
 
@@ -156,7 +172,7 @@ fn start_control(
     publisher: &Arc<Publisher>,
     rng: &mut StdRng,
     stop: &CancellationToken,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<xds::View> {
     if args.cert_file.is_none() {
         let source = CertificateSource {
             connector: connector.clone(),
@@ -174,6 +190,7 @@ fn start_control(
         Arc::new(move |snapshot| publish.publish(snapshot)),
         &wall_clock(),
     );
+    observe::watch_xds(&shared.telemetry, handles.stats);
     // Set once, here; workers start after.
     drop(shared.demand.set(handles.demand));
     let (seed, stop) = (StdRng::seed_from_u64(rng.random()), stop.clone());
@@ -183,7 +200,7 @@ fn start_control(
         identity.ready().await;
         Box::pin(task.run(connector, seed, stop)).await;
     });
-    Ok(())
+    Ok(handles.view)
 }
 
 fn settings(args: &RunArgs, own_ips: &[IpAddr]) -> xds::Settings {
@@ -279,6 +296,7 @@ async fn shut_down(args: &RunArgs, drain: &Drain) {
     tokio::select! {
         () = stages => {}
         () = again => {}
+        () = drain.reached(Phase::Closing) => {}
     }
     drain.advance(Phase::Closing);
     // What is cut ends at once; whatever does not is cut by the exit.

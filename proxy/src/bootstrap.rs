@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     config::{Invalid, SpiffeId, TrustDomain},
     init::InitArgs,
+    telemetry::access_log::Format,
 };
 
 /// Outrigger's sidecar proxy.
@@ -39,6 +40,15 @@ pub enum LogFormat {
     Json,
 }
 
+impl From<LogFormat> for Format {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Json,
+        }
+    }
+}
+
 /// How access log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AccessLogFormat {
@@ -46,6 +56,18 @@ pub enum AccessLogFormat {
     Off,
     Text,
     Json,
+}
+
+impl AccessLogFormat {
+    /// `None` for no access log.
+    #[must_use]
+    pub const fn format(self) -> Option<Format> {
+        match self {
+            Self::Off => None,
+            Self::Text => Some(Format::Text),
+            Self::Json => Some(Format::Json),
+        }
+    }
 }
 
 /// Settings of `outrigger-proxy run`.

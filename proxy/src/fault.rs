@@ -109,6 +109,9 @@ faults! {
         "the request is malformed";
     DropOverload => 503, 14, "DO", "http_request_denied", Proxy, Never,
         "dropped on purpose: the control plane asked for load shedding";
+    /// The client's handshake, so it is told by an alert and not by a status.
+    DownstreamTls => 400, 13, "DTF", "http_request_error", Downstream, Never,
+        "the TLS handshake with the client failed";
     FaultInjected => 503, 14, "FI", "proxy_internal_response", Proxy, Never,
         "aborted by fault injection";
     HeadersTooLarge => 431, 8, "DHL", "http_request_error", Downstream, Never,

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use outrigger_proxy::{
     app,
-    bootstrap::{Cli, Command, LogFormat, RunArgs},
+    bootstrap::{Cli, Command},
     init::{self, InitArgs},
+    telemetry::Logging,
 };
-use tracing_subscriber::EnvFilter;
 
 /// Gives memory back to the kernel after a burst, which glibc's does not.
 #[cfg(feature = "jemalloc")]
@@ -20,11 +20,16 @@ fn main() -> ExitCode {
         Command::Run(args) => args,
         Command::Init(args) => return redirect(&args),
     };
-    if let Err(error) = start_logging(&args) {
-        complain(&error);
-        return ExitCode::from(2);
-    }
-    match app::run(&args) {
+    let logging = match Logging::start(&args.log_level, args.log_format.into()) {
+        Ok(logging) => logging,
+        Err(error) => {
+            complain(&anyhow::Error::new(error).context("--log-level"));
+            return ExitCode::from(2);
+        }
+    };
+    let result = app::run(&args);
+    logging.flush(app::LAST_WORDS);
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
@@ -51,19 +56,6 @@ fn redirect(args: &InitArgs) -> ExitCode {
         }
     }
     ExitCode::SUCCESS
-}
-
-fn start_logging(args: &RunArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log_level)
-        .map_err(|error| anyhow::anyhow!("--log-level {:?}: {error}", args.log_level))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match args.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
-    Ok(())
 }
 
 #[expect(

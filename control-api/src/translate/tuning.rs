@@ -51,7 +51,7 @@ const MAX_REQUESTS: u32 = 16_384;
 const MAX_PENDING: u32 = 1_024;
 /// Retries add at most this share of load (design §8); never fewer than some at a time.
 const RETRY_PERCENT: f64 = 20.0;
-const MIN_RETRIES: u32 = 3;
+const MIN_RETRIES: u32 = 10;
 /// A breaker that says nothing of rates opens at half.
 const FAILURE_RATE: Share = Share {
     millionths: 500_000,

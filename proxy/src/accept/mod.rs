@@ -8,7 +8,10 @@ mod opaque;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
@@ -19,12 +22,14 @@ use crate::{
         tls::ServerTls,
     },
     detect::Protocol,
+    fault::Fault,
     net::{BoxIo, Io, Prefixed, canonical, original_destination, tune_accepted},
     policy::{
         authz,
         serve::Connection,
         worker::{Worker, World},
     },
+    telemetry::{ConnectionRecord, TlsFailure},
     tls::peer_identity,
     xds::{Demanded, InUse},
 };
@@ -41,6 +46,18 @@ pub enum Door {
     Redirect(Direction),
     /// A listener with a socket of its own.
     Listener(ListenerName),
+}
+
+impl Door {
+    fn direction(&self, world: &World) -> Direction {
+        match self {
+            Self::Redirect(direction) => *direction,
+            Self::Listener(name) => {
+                let listener = world.live.snapshot.listeners.get(name);
+                listener.map_or(Direction::Inbound, |listener| listener.direction)
+            }
+        }
+    }
 }
 
 /// Why a connection is not served.
@@ -62,6 +79,19 @@ enum Refused {
     Tls(String),
     #[error("{0}")]
     Io(#[from] std::io::Error),
+}
+
+impl Refused {
+    const fn fault(&self) -> Fault {
+        match self {
+            Self::NotRedirected | Self::Loop => Fault::LoopDetected,
+            Self::NoListener | Self::NoConfig => Fault::NoConfig,
+            Self::NoChain(_) => Fault::NoRoute,
+            Self::Denied(_) => Fault::Denied,
+            Self::Tls(_) => Fault::DownstreamTls,
+            Self::Io(_) => Fault::DownstreamReset,
+        }
+    }
 }
 
 /// What the choice of a chain was based on; kept to choose again when configuration changes.
@@ -107,31 +137,56 @@ struct Chosen {
 /// Serves one connection to its end.
 pub async fn connection(worker: Arc<Worker>, stream: TcpStream, source: SocketAddr, door: Door) {
     let _open = worker.shared.drain.connection();
+    let telemetry = Arc::clone(&worker.shared.telemetry);
+    let direction = door.direction(&worker.shared.world.load());
+    let _counted = telemetry.accepted(direction);
     tune_accepted(&stream);
     let source = canonical(source);
-    match choose(&worker, stream, source, &door).await {
-        Ok(Some(chosen)) => match Arc::clone(&chosen.chain).kind.clone() {
-            ChainKind::Http(manager) => http::serve(&worker, chosen, manager).await,
-            ChainKind::Tcp(proxy) => Box::pin(opaque::serve(&worker, chosen, &proxy)).await,
-        },
-        Ok(None) => {}
-        Err(Refused::Io(error)) => tracing::debug!(%source, %error, "connection ended early"),
-        Err(refused) => {
-            tracing::info!(%source, ?door, reason = %refused, "connection refused");
-        }
+    let Some(chosen) = admitted(&worker, stream, source, &door).await else {
+        return;
+    };
+    match Arc::clone(&chosen.chain).kind.clone() {
+        ChainKind::Http(manager) => http::serve(&worker, chosen, manager).await,
+        ChainKind::Tcp(proxy) => Box::pin(opaque::serve(&worker, chosen, &proxy)).await,
     }
+}
+
+/// A connection with its chain; one that is not served is logged here. Apart from [`connection`],
+/// so that its record does not stay for the life of the connection.
+async fn admitted(
+    worker: &Arc<Worker>,
+    stream: TcpStream,
+    source: SocketAddr,
+    door: &Door,
+) -> Option<Chosen> {
+    let direction = door.direction(&worker.shared.world.load());
+    let mut record = ConnectionRecord::new(direction, source, source, None, Instant::now());
+    let refused = match choose(worker, stream, door, &mut record).await {
+        Ok(Some(chosen)) => return Some(chosen),
+        Ok(None) => None,
+        Err(refused) => Some(refused),
+    };
+    record.ended = Instant::now();
+    if let Some(refused) = refused {
+        record.fault = Some(refused.fault());
+        record.details = refused.to_string();
+    }
+    worker.shared.telemetry.connection(&record);
+    None
 }
 
 /// Finds listener, protocol, chain and peer. `None` when the client left before saying anything.
 async fn choose(
     worker: &Arc<Worker>,
     stream: TcpStream,
-    source: SocketAddr,
     door: &Door,
+    record: &mut ConnectionRecord,
 ) -> Result<Option<Chosen>, Refused> {
+    let source = record.source;
     let local = canonical(stream.local_addr()?);
     let original = original_destination(&stream)?;
     let destination = original.unwrap_or(local);
+    record.destination = destination;
     let (listener, in_use) = match find(worker, door, original, destination).await {
         Ok(found) => found,
         Err(refused) => {
@@ -170,6 +225,7 @@ async fn choose(
         None => (Box::new(Prefixed::new(io, prefix)) as BoxIo, None),
         Some(tls) => terminate(worker, tls, io, prefix, &mut conn).await?,
     };
+    record.peer.clone_from(&conn.peer);
     for rbac in &chain.rbac {
         if let Err(refused) = authorize(rbac, &conn) {
             io.reset_on_drop();
@@ -252,11 +308,12 @@ async fn terminate(
     prefix: Bytes,
     conn: &mut Connection,
 ) -> Result<(BoxIo, Option<Vec<u8>>), Refused> {
-    let config = worker
-        .shared
-        .server_tls
-        .config(tls)
-        .map_err(|error| Refused::Tls(format!("TLS settings: {error}")))?;
+    let direction = conn.listener.direction;
+    let count = |why| worker.shared.telemetry.tls_failure(direction, why);
+    let config = worker.shared.server_tls.config(tls).map_err(|error| {
+        count(TlsFailure::NoIdentity);
+        Refused::Tls(format!("TLS settings: {error}"))
+    })?;
     let accept = TlsAcceptor::from(config).accept(Prefixed::new(io, prefix));
     let failed = |why: String| {
         Refused::Tls(format!(
@@ -266,14 +323,29 @@ async fn terminate(
     };
     let stream = match timeout(HANDSHAKE_TIMEOUT, accept).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(failed(error.to_string())),
-        Err(_) => return Err(failed(format!("not done within {HANDSHAKE_TIMEOUT:?}"))),
+        Ok(Err(error)) => {
+            count(tls_failure(&error));
+            return Err(failed(error.to_string()));
+        }
+        Err(_) => {
+            count(TlsFailure::Timeout);
+            return Err(failed(format!("not done within {HANDSHAKE_TIMEOUT:?}")));
+        }
     };
     let (_, session) = stream.get_ref();
     conn.peer = peer_identity(session.peer_certificates());
     conn.tls = true;
     let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
     Ok((Box::new(stream), alpn))
+}
+
+fn tls_failure(error: &std::io::Error) -> TlsFailure {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    match inner {
+        Some(rustls::Error::NoCertificatesPresented) => TlsFailure::NoPeerCertificate,
+        Some(rustls::Error::InvalidCertificate(_)) => TlsFailure::PeerRefused,
+        _ => TlsFailure::Protocol,
+    }
 }
 
 fn authorize(rbac: &Rbac, conn: &Connection) -> Result<(), Refused> {

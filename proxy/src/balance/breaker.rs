@@ -23,6 +23,9 @@ pub enum BreakerState {
 }
 
 impl BreakerState {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Closed, Self::Open, Self::HalfOpen, Self::Ramping];
+
     /// As shown in metrics and on the admin page.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

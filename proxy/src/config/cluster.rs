@@ -125,7 +125,8 @@ pub struct RetryBudget {
 }
 
 impl Limits {
-    /// Envoy's defaults, with the retry budget on: 20 %, 3 at least.
+    /// Envoy's defaults, with the retry budget on: 20 %, and 10 at least, so that what a dying instance
+    /// of a small service had in its hands can go elsewhere all at once.
     pub const DEFAULT: Self = Self {
         max_connections: 1024,
         max_pending: 1024,
@@ -133,7 +134,7 @@ impl Limits {
         max_retries: 1024,
         retry_budget: RetryBudget {
             percent: 20,
-            min_concurrency: 3,
+            min_concurrency: 10,
         },
     };
 }

@@ -66,7 +66,8 @@ impl CertificateSource {
         let mut failures = 0_u32;
         let jitter = rng.random::<f64>();
         if let Some(saved) = self.saved().await {
-            tracing::info!(identity = %self.id, not_after = saved.not_after, "saved certificate in use");
+            let not_after = saved.not_after;
+            tracing::info!(identity = %self.id, not_after, "saved certificate in use");
             store.set(saved);
         }
         loop {

@@ -3,29 +3,22 @@
 
 use std::{future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
-};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header};
 use tokio::time::Instant;
 
 use super::{
     deadline::{self, Deadlines},
     exchange::Exchange,
+    respond::Tunnel,
     retry::{self, Decision, Tried},
-    serve::{Job, Local, authority, grpc_blames_server},
+    serve::{Job, Local},
     upstream::{Failure, FinalHead, Upstream, for_http1},
 };
 use crate::{
-    balance::{ClusterHandle, Outcome, PickCx, Picked, RequestPermit},
+    balance::{ClusterHandle, Outcome, PickCx, Picked},
     config::{cluster::UpstreamProtocol, route::RetryPolicy},
     fault::{Fault, Resend, Side},
-    http::{
-        BodyLen, Downstream, grpc,
-        h1::{strip_hop_by_hop, upgrade_token},
-        reply,
-    },
-    net::BoxIo,
+    http::{grpc, reply},
     pool::{Admit, ConnectError, Permit, Target, Wire},
     route::{HashInput, HostHeader, RouteHit, Vars},
     telemetry::Attempt,
@@ -35,40 +28,24 @@ use crate::{
 const CONNECTION_POLL: Duration = Duration::from_millis(2);
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
-/// The endpoint's half of a request that became a tunnel.
-pub struct Tunnel {
-    pub io: BoxIo,
-    /// Read beyond the response head.
-    pub rest: Bytes,
-    pub idle: Option<Duration>,
-    #[expect(dead_code, reason = "held as long as the tunnel")]
-    permits: (Permit, Picked, RequestPermit),
-}
-
-impl std::fmt::Debug for Tunnel {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tunnel").finish_non_exhaustive()
-    }
-}
-
 /// What all tries of a request share.
-struct Tries<'r> {
-    hit: &'r RouteHit,
+pub(super) struct Tries<'r> {
+    pub(super) hit: &'r RouteHit,
     cluster: Arc<ClusterHandle>,
     policy: Arc<RetryPolicy>,
-    deadlines: Deadlines,
+    pub(super) deadlines: Deadlines,
     high: bool,
     hash: Option<u64>,
-    cookies: Vec<HeaderValue>,
+    pub(super) cookies: Vec<HeaderValue>,
     tried: Vec<SocketAddr>,
 }
 
 /// One try that brought a response head.
-struct Answered {
-    up: Upstream,
-    head: FinalHead,
-    picked: Picked,
-    latency: Duration,
+pub(super) struct Answered {
+    pub(super) up: Upstream,
+    pub(super) head: FinalHead,
+    pub(super) picked: Picked,
+    pub(super) latency: Duration,
 }
 
 impl Job<'_> {
@@ -99,6 +76,7 @@ impl Job<'_> {
             };
             match (wait, tried) {
                 (None, Ok(answered)) => {
+                    self.mirror(hit, exchange);
                     return self.respond(tries, answered, permit, exchange).await;
                 }
                 (None, Err((failure, _))) => {
@@ -218,17 +196,7 @@ impl Job<'_> {
         let picked = picked.map_err(|fault| (Failure::before_sending(fault, name), None))?;
         let address = picked.endpoint.config.address;
         tries.tried.push(address);
-        let mut attempt = Attempt {
-            endpoint: address,
-            began,
-            ended: began,
-            connect: Duration::ZERO,
-            tls: Duration::ZERO,
-            reused: false,
-            status: None,
-            fault: None,
-            detail: String::new(),
-        };
+        let mut attempt = Attempt::new(address, began);
         let sent = self.send(tries, &picked, &mut attempt, exchange).await;
         let result = match sent {
             Ok(mut up) => match exchange.head(&mut up, &mut tries.deadlines).await {
@@ -307,6 +275,7 @@ impl Job<'_> {
             fault = until(limit) => return Err(Failure::before_sending(fault, "")),
         };
         drop(pending);
+        attempt.wait = Instant::now() - attempt.began;
         match lease {
             Lease::One(lease) => {
                 attempt.connect = lease.timings.connect;
@@ -434,140 +403,6 @@ impl Job<'_> {
             }
         }
     }
-
-    /// Passes the response on.
-    async fn respond(
-        &mut self,
-        tries: Tries<'_>,
-        answered: Answered,
-        permit: RequestPermit,
-        exchange: &mut Exchange<'_, '_>,
-    ) -> Result<Option<Tunnel>, Local> {
-        let Answered {
-            mut up,
-            head,
-            picked,
-            latency,
-        } = answered;
-        let FinalHead { head, len, names } = head;
-        let status = head.status();
-        let switched = upgrade_token(head.headers());
-        let streaming = deadline::is_streaming(status, head.headers());
-        let grpc_in_head = grpc::status(head.headers());
-        if status == StatusCode::SWITCHING_PROTOCOLS && self.upgrade.is_none() {
-            picked.record(Outcome::ServerError, latency, Instant::now());
-            return Err(Local::new(
-                Fault::UpstreamProtocol,
-                "101 that nobody asked for",
-            ));
-        }
-        let head = self.response_head(head, &tries, switched.as_ref());
-        self.record.status = Some(status);
-        self.record.first_byte = Some(self.record.started.elapsed());
-        let tunnel = status == StatusCode::SWITCHING_PROTOCOLS
-            || (self.parts.method == Method::CONNECT && status.is_success());
-        if self.worker.shared.drain.phase() >= crate::drain::Phase::Draining && !tunnel {
-            exchange.down.close_after();
-        }
-        let len = if tunnel { BodyLen::Empty } else { len };
-        exchange
-            .down
-            .send_head(head, len, names.as_ref())
-            .map_err(|fault| Local::new(fault, ""))?;
-        let moved = if tunnel || (len.is_empty() && matches!(exchange.down, Downstream::Http2(_))) {
-            poll_fn(|cx| exchange.down.poll_flush(cx))
-                .await
-                .map_err(|fault| Failure {
-                    fault,
-                    detail: String::new(),
-                    sent: true,
-                    answered: true,
-                })
-        } else {
-            let limit = tries.deadlines.end_by(streaming);
-            exchange.body(&mut up, tries.deadlines.idle(), limit).await
-        };
-        let now = Instant::now();
-        self.note_grpc(exchange, grpc_in_head);
-        let outcome = match &moved {
-            Ok(()) => response_outcome(status, self.record.grpc_status),
-            Err(failure) => outcome_of(failure.fault),
-        };
-        if tunnel && moved.is_ok() {
-            let idle = tries.deadlines.idle();
-            return Ok(up.into_raw().map(|(io, rest, connection)| Tunnel {
-                io,
-                rest,
-                idle,
-                permits: (connection, picked, permit),
-            }));
-        }
-        picked.record(outcome, latency, now);
-        permit.finish(outcome, latency, now);
-        match moved {
-            Ok(()) => {
-                up.give_back();
-                Ok(None)
-            }
-            Err(failure) => Err(Local::new(failure.fault, failure.detail)),
-        }
-    }
-
-    /// The call's status: from the trailers, else from the head, else unknown (GR-07).
-    fn note_grpc(&mut self, exchange: &Exchange<'_, '_>, in_head: Option<u32>) {
-        if self.record.grpc {
-            let trailers = exchange.trailers.as_ref().and_then(grpc::status);
-            let found = trailers.or(in_head);
-            self.record.grpc_status = Some(found.unwrap_or(grpc::code::UNKNOWN));
-        }
-    }
-
-    fn response_head(
-        &self,
-        mut head: Response<()>,
-        tries: &Tries<'_>,
-        switched: Option<&HeaderValue>,
-    ) -> Response<()> {
-        strip_hop_by_hop(head.headers_mut());
-        let original = HeaderMap::new();
-        if tries.hit.changes_response() {
-            let vars = Vars {
-                remote: self.conn.source,
-                protocol: "HTTP/1.1",
-                request: crate::config::matcher::RequestView {
-                    authority: authority(&self.parts),
-                    headers: &original,
-                    ..self.view()
-                },
-            };
-            tries.hit.apply_to_response(head.headers_mut(), &vars);
-        }
-        for cookie in &tries.cookies {
-            head.headers_mut()
-                .append(header::SET_COOKIE, cookie.clone());
-        }
-        if head.status() == StatusCode::SWITCHING_PROTOCOLS
-            && let Some(token) = switched
-        {
-            let upgrade = HeaderValue::from_static("upgrade");
-            head.headers_mut().insert(header::CONNECTION, upgrade);
-            head.headers_mut().insert(header::UPGRADE, token.clone());
-        }
-        head
-    }
-}
-
-impl Answered {
-    /// Throws a response away in favour of another try.
-    fn discard(self) {
-        let status = self.head.head.status();
-        let grpc = grpc::status(self.head.head.headers());
-        let outcome = response_outcome(status, grpc);
-        self.picked.record(outcome, self.latency, Instant::now());
-        if self.head.len.is_empty() {
-            self.up.give_back();
-        }
-    }
 }
 
 /// The failure that a mesh peer's proxy reports instead of its application's answer. Only failures
@@ -599,20 +434,8 @@ async fn until(limit: Option<deadline::Limit>) -> Fault {
     }
 }
 
-/// What a response says about the endpoint.
-fn response_outcome(status: StatusCode, grpc: Option<u32>) -> Outcome {
-    match status {
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-            Outcome::GatewayError
-        }
-        status if status.is_server_error() => Outcome::ServerError,
-        _ if grpc.is_some_and(grpc_blames_server) => Outcome::ServerError,
-        _ => Outcome::Success,
-    }
-}
-
 /// What a failure says about the endpoint.
-fn outcome_of(fault: Fault) -> Outcome {
+pub(super) fn outcome_of(fault: Fault) -> Outcome {
     match fault {
         Fault::ConnectFailed
         | Fault::ConnectTimeout

@@ -8,11 +8,13 @@ pub mod deadline;
 mod exchange;
 pub mod fault_injection;
 mod forward;
+mod mirror;
 pub mod ratelimit;
 mod replay;
+mod respond;
 pub mod retry;
 pub mod serve;
 mod upstream;
 pub mod worker;
 
-pub use forward::Tunnel;
+pub use respond::Tunnel;

@@ -1,7 +1,13 @@
 //! What was sent of a request body, kept so that another try can send it again (RT-03).
 
+use std::{
+    future::poll_fn,
+    task::{Poll, ready},
+};
+
 use bytes::Bytes;
 
+use super::upstream::{Head, Upstream};
 use crate::http::Frame;
 
 /// Kept for one request. A body that grows past it goes on without being kept and cannot be sent
@@ -111,6 +117,55 @@ impl Replay {
     /// Whether all of the body has been received.
     pub(crate) const fn received_all(&self) -> bool {
         self.received_all
+    }
+
+    /// All of the body, if it was received and is kept whole.
+    pub(crate) fn whole(&self) -> Option<Vec<Frame>> {
+        (self.received_all && !self.lost).then(|| self.frames.clone())
+    }
+
+    /// A body that is known from the start.
+    pub(crate) fn of(frames: Vec<Frame>) -> Self {
+        Self {
+            empty: frames.is_empty(),
+            sent_all: frames.is_empty(),
+            frames,
+            received_all: true,
+            ..Self::default()
+        }
+    }
+
+    /// Sends the body and reads the answer to its end, throwing it away: true when it was whole.
+    pub(crate) async fn drive(mut self, up: &mut Upstream) -> bool {
+        let mut head_seen = false;
+        poll_fn(|cx| {
+            while !self.sent_all && up.poll_ready(cx).is_ready() {
+                match self.next_again() {
+                    Some((frame, end)) => up.send(frame, end),
+                    None => {
+                        up.finish();
+                        self.sent_all = true;
+                    }
+                }
+            }
+            let _registered = up.poll_flush(cx);
+            loop {
+                if head_seen {
+                    match ready!(up.poll_frame(cx)) {
+                        Ok(Some(_)) => {}
+                        Ok(None) => return Poll::Ready(true),
+                        Err(_) => return Poll::Ready(false),
+                    }
+                } else {
+                    match ready!(up.poll_head(cx)) {
+                        Ok(Head::Interim(_)) => {}
+                        Ok(Head::Final(_)) => head_seen = true,
+                        Err(_) => return Poll::Ready(false),
+                    }
+                }
+            }
+        })
+        .await
     }
 
     /// Whether all of it has been sent in this try.

@@ -10,8 +10,8 @@ use super::{
     authz,
     exchange::Exchange,
     fault_injection,
-    forward::Tunnel,
     replay::Replay,
+    respond::Tunnel,
     worker::{Worker, World},
 };
 use crate::{

@@ -15,7 +15,7 @@ use super::{fault_injection::ActiveFaults, ratelimit::TokenBucket};
 use crate::{
     balance::{EndpointState, Live},
     config::{
-        Cluster, Listener, RouteConfigName,
+        Cluster, Listener, RouteConfig, RouteConfigName,
         listener::{ChainKind, Direction, HttpFilter, HttpManager, LocalRateLimit, Routes},
         snapshot::Snapshot,
     },
@@ -118,6 +118,16 @@ impl World {
             Routes::Inline(_) => self.inline.get(&Arc::as_ptr(manager).addr()),
             Routes::Rds(name) => self.tables.get(name),
         }
+    }
+
+    /// Every route configuration in force.
+    pub fn route_configs(&self) -> impl Iterator<Item = &Arc<RouteConfig>> {
+        let snapshot = &self.live.snapshot;
+        let inline = managers(snapshot).filter_map(|manager| match &manager.routes {
+            Routes::Inline(config) => Some(config),
+            Routes::Rds(_) => None,
+        });
+        snapshot.routes.values().chain(inline)
     }
 
     /// The catch-all listener of a direction.

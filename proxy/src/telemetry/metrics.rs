@@ -1,7 +1,8 @@
 //! Every metric of the proxy, declared once: its name, its type, its labels, what it says.
 //!
-//! Labels are configuration or come from a closed list; never a path, a host, or anything else that a
-//! request carries (OB-04). Values that live elsewhere are added to a [`Sheet`] when somebody asks.
+//! Labels are configuration or come from a closed list; never a path, a host, or anything else that
+//! a request carries (OB-04). Values that live elsewhere are added to a [`Sheet`] when somebody
+//! asks.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -44,7 +45,8 @@ pub struct Metric {
 }
 
 macro_rules! metrics {
-    ($($id:ident = $kind:ident $stability:ident $name:literal [$($label:literal),*] $help:literal;)*)
+    ($($id:ident = $kind:ident $stability:ident $name:literal
+       [$($label:literal),*] $help:literal;)*)
     => {
         $(
             #[doc = $help]

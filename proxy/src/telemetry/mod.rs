@@ -1,33 +1,86 @@
 //! What the proxy says about what it did. A finished request comes here once, as a [`Record`], and
 //! becomes numbers, a line of the access log and, if it is sampled, spans.
 
+pub mod access_log;
 mod count;
+pub mod lines;
+pub mod logging;
 pub mod metrics;
 mod process;
 pub mod record;
 mod series;
+pub mod trace;
 
 use std::{
+    collections::HashSet,
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
 };
 
+pub use access_log::AccessLog;
 pub use count::TlsFailure;
+pub use lines::Lines;
+pub use logging::Logging;
 pub use record::{Attempt, ConnectionRecord, Record};
 pub use series::{MAX_PEERS, MAX_SERIES, OTHER};
+pub use trace::TraceContext;
 
-use crate::config::listener::Direction;
+use crate::config::{ClusterName, listener::Direction};
 use count::Counters;
 use metrics::Sheet;
 
 /// Adds what others count to a scrape.
 pub type Collect = Box<dyn Fn(&mut Sheet) + Send + Sync>;
-/// Whether a cluster and its route are in the configuration; an empty name is none and always is.
-pub type Lives = Box<dyn Fn(&str, &str) -> bool + Send + Sync>;
+/// Reads which names are in the configuration.
+pub type ReadNames = Box<dyn Fn() -> Names + Send + Sync>;
+
+/// Names that series may have.
+#[derive(Debug, Default)]
+pub struct Names {
+    pub clusters: HashSet<ClusterName>,
+    pub routes: HashSet<Arc<str>>,
+}
+
+impl Names {
+    /// An empty name is none, and that is always right.
+    fn have(&self, cluster: &str, route: &str) -> bool {
+        (cluster.is_empty() || self.clusters.contains(cluster))
+            && (route.is_empty() || self.routes.contains(route))
+    }
+}
+
+/// Reads the time of day.
+pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// What a [`Telemetry`] is made of.
+pub struct Setup {
+    pub clock: WallClock,
+    pub access_log: Option<AccessLog>,
+}
+
+impl Default for Setup {
+    /// Counts and nothing else.
+    fn default() -> Self {
+        Self {
+            clock: Arc::new(|| SystemTime::UNIX_EPOCH),
+            access_log: None,
+        }
+    }
+}
+
+impl fmt::Debug for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setup")
+            .field("access_log", &self.access_log)
+            .finish_non_exhaustive()
+    }
+}
 
 /// Everything that watches.
 #[derive(Default)]
 pub struct Telemetry {
+    setup: Setup,
     counters: Counters,
     sources: Mutex<Sources>,
 }
@@ -35,7 +88,7 @@ pub struct Telemetry {
 #[derive(Default)]
 struct Sources {
     collect: Vec<Collect>,
-    lives: Option<Lives>,
+    names: Option<ReadNames>,
 }
 
 impl fmt::Debug for Telemetry {
@@ -45,46 +98,29 @@ impl fmt::Debug for Telemetry {
 }
 
 impl Telemetry {
+    /// Starts watching.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        Self {
+            setup,
+            ..Self::default()
+        }
+    }
+
     /// Takes a finished request.
     pub fn request(&self, record: &Record) {
         self.counters.request(record);
-        tracing::info!(
-            target: "access",
-            direction = record.direction.as_str(),
-            method = %record.method,
-            authority = record.authority,
-            path = record.path,
-            status = record.status.map(|s| s.as_u16()),
-            grpc_status = record.grpc_status,
-            flag = record.fault.map(|f| f.row().flag),
-            details = record.details,
-            bytes_in = record.bytes_in,
-            bytes_out = record.bytes_out,
-            duration_ms = (record.ended - record.started).as_secs_f64() * 1e3,
-            attempts = record.attempts.len(),
-            upstream = record.attempts.last().map(|a| a.endpoint.to_string()),
-            cluster = record.cluster.as_ref().map(|c| c.as_str()),
-            "request"
-        );
+        if let Some(log) = &self.setup.access_log {
+            log.request(record, (self.setup.clock)());
+        }
     }
 
     /// Takes a finished opaque connection.
     pub fn connection(&self, record: &ConnectionRecord) {
         self.counters.connection(record);
-        tracing::info!(
-            target: "access",
-            direction = record.direction.as_str(),
-            source = %record.source,
-            destination = %record.destination,
-            cluster = record.cluster.as_ref().map(|c| c.as_str()),
-            upstream = record.endpoint.map(|a| a.to_string()),
-            flag = record.fault.map(|f| f.row().flag),
-            details = record.details,
-            bytes_in = record.bytes_in,
-            bytes_out = record.bytes_out,
-            duration_ms = (record.ended - record.started).as_secs_f64() * 1e3,
-            "connection"
-        );
+        if let Some(log) = &self.setup.access_log {
+            log.connection(record, (self.setup.clock)());
+        }
     }
 
     /// Counts an accepted connection for as long as the guard lives.
@@ -104,27 +140,40 @@ impl Telemetry {
         self.sources().collect.push(collect);
     }
 
-    /// Asks `lives` at each scrape which series to keep.
-    pub fn keep_series_with(&self, lives: Lives) {
-        self.sources().lives = Some(lives);
+    /// Drops at each scrape the series whose names `names` does not have.
+    pub fn keep_series_with(&self, names: ReadNames) {
+        self.sources().names = Some(names);
     }
 
     /// All metrics as they are now. For the control thread.
     #[must_use]
     pub fn scrape(&self) -> Sheet {
         let sources = self.sources();
-        if let Some(lives) = &sources.lives {
-            self.counters.store.retain(lives);
+        if let Some(read) = &sources.names {
+            let names = read();
+            self.counters
+                .store
+                .retain(&|cluster, route| names.have(cluster, route));
         }
         let mut sheet = Sheet::default();
         self.counters.collect(&mut sheet);
         for collect in &sources.collect {
             collect(&mut sheet);
         }
+        if let Some(log) = &self.setup.access_log {
+            sheet.count(&metrics::LOG_DROPPED, [], log.lines.dropped());
+        }
         process::collect(&mut sheet);
         let version = env!("CARGO_PKG_VERSION").into();
         sheet.add(&metrics::BUILD, [version], metrics::Value::Count(1));
         sheet
+    }
+
+    /// Waits for the last lines of the access log to be written, at most `limit`.
+    pub fn flush(&self, limit: Duration) {
+        if let Some(log) = &self.setup.access_log {
+            log.lines.flush(limit);
+        }
     }
 
     fn sources(&self) -> std::sync::MutexGuard<'_, Sources> {

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use http::{Method, StatusCode, Version};
 use tokio::time::Instant;
 
+use super::trace::{SpanId, TraceContext};
 use crate::{
     config::{ClusterName, SpiffeId, listener::Direction},
     fault::Fault,
@@ -14,14 +15,47 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Attempt {
     pub endpoint: SocketAddr,
+    /// The span that the endpoint is told is its caller; all zero when there is none.
+    pub span_id: SpanId,
     pub began: Instant,
     pub ended: Instant,
+    /// Until there was a connection, a new one's making included.
+    pub wait: Duration,
     pub connect: Duration,
     pub tls: Duration,
     pub reused: bool,
     pub status: Option<StatusCode>,
     pub fault: Option<Fault>,
     pub detail: String,
+}
+
+impl Attempt {
+    /// A try that has just begun.
+    #[must_use]
+    pub const fn new(endpoint: SocketAddr, now: Instant) -> Self {
+        Self {
+            endpoint,
+            span_id: [0; 8],
+            began: now,
+            ended: now,
+            wait: Duration::ZERO,
+            connect: Duration::ZERO,
+            tls: Duration::ZERO,
+            reused: false,
+            status: None,
+            fault: None,
+            detail: String::new(),
+        }
+    }
+
+    /// How long it waited for its turn to have a connection.
+    #[must_use]
+    pub fn queued(&self) -> Duration {
+        if self.reused {
+            return self.wait;
+        }
+        self.wait.saturating_sub(self.connect + self.tls)
+    }
 }
 
 /// One request.
@@ -52,6 +86,7 @@ pub struct Record {
     pub attempts: Vec<Attempt>,
     /// Identity of the endpoint that answered.
     pub upstream_peer: Option<SpiffeId>,
+    pub trace: Option<TraceContext>,
 }
 
 impl Record {
@@ -86,6 +121,7 @@ impl Record {
             first_byte: None,
             attempts: Vec::new(),
             upstream_peer: None,
+            trace: None,
         }
     }
 

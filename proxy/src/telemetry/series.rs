@@ -1,7 +1,7 @@
 //! The counters that requests and connections feed, found without a lock and without formatting.
 //!
-//! A series belongs to a (direction, cluster, route, peer). It is made when first used and dies when
-//! its cluster or route leaves the configuration. Their number is bounded: beyond
+//! A series belongs to a (direction, cluster, route, peer). It is made when first used and dies
+//! when its cluster or route leaves the configuration. Their number is bounded: beyond
 //! [`MAX_PEERS`] the peer is `other`, beyond [`MAX_SERIES`] everything is (OB-04).
 
 use std::{
@@ -18,8 +18,8 @@ use arc_swap::ArcSwap;
 use super::metrics::{BUCKETS, Value};
 use crate::config::listener::Direction;
 
-/// Series of requests in all: a pod that calls a hundred services with ten routes each has half. One
-/// takes about 600 bytes, so all of them 1.2 MiB.
+/// Series of requests in all: a pod that calls a hundred services with ten routes each has half.
+/// One takes about 600 bytes, so all of them 1.2 MiB.
 pub const MAX_SERIES: usize = 2048;
 /// Peers told apart on one route. More than that call only a few services, and those can tell by
 /// their access log.

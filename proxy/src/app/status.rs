@@ -1,0 +1,133 @@
+//! The ports that people, scrapers and kubelets ask at, readiness, and the order to end.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::Context as _;
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    admin::{self, Admin, BlockReady, LogFilter, Origin, Page, Quit, Readiness},
+    bootstrap::RunArgs,
+    config::listener::Direction,
+    control::WallClock,
+    drain::{Drain, Phase},
+    policy::worker::Shared,
+    xds::{NodeInfo, View},
+};
+
+/// What the pages are made of, as far as only the composition root knows it.
+pub(super) struct Parts {
+    pub(super) node: NodeInfo,
+    pub(super) sources: Vec<(Origin, View)>,
+    pub(super) log_filter: LogFilter,
+}
+
+/// The log filter of a process that cannot change it while it runs.
+pub(super) fn fixed_filter(args: &RunArgs) -> LogFilter {
+    let filter = args.log_level.clone();
+    Box::new(move |new| match new {
+        None => Ok(filter.clone()),
+        Some(_) => Err("the log filter is fixed at the start, by --log-level".to_owned()),
+    })
+}
+
+/// Opens the ports. What is returned says when somebody asks the process to end.
+///
+/// # Errors
+/// When a port cannot be opened.
+pub(super) async fn start(
+    args: &RunArgs,
+    shared: &Arc<Shared>,
+    parts: Parts,
+) -> anyhow::Result<watch::Receiver<Option<Quit>>> {
+    let readiness = Readiness::default();
+    let secured = !args.control_plane.is_empty() || args.cert_file.is_some();
+    if secured {
+        let (missing, identity) = (
+            readiness.block("a certificate"),
+            Arc::clone(&shared.identity),
+        );
+        tokio::spawn(async move {
+            identity.ready().await;
+            drop(missing);
+        });
+    }
+    if !args.control_plane.is_empty() {
+        let missing = readiness.block("the configuration");
+        tokio::spawn(configured(sides(args), Arc::clone(shared), missing));
+    }
+    let (quit, told) = watch::channel(None);
+    tokio::spawn(hasten(told.clone(), shared.drain.clone()));
+    let admin = Arc::new(Admin {
+        node: parts.node,
+        shared: Arc::clone(shared),
+        sources: parts.sources,
+        readiness,
+        log_filter: parts.log_filter,
+        quit,
+        started: Instant::now(),
+        clock: WallClock::system(),
+    });
+    open("--admin-addr", args.admin_addr, admin::ADMIN, &admin).await?;
+    open(
+        "--telemetry-addr",
+        args.telemetry_addr,
+        admin::TELEMETRY,
+        &admin,
+    )
+    .await?;
+    open("--health-addr", args.health_addr, admin::HEALTH, &admin).await?;
+    Ok(told)
+}
+
+async fn open(
+    flag: &str,
+    address: SocketAddr,
+    pages: &'static [Page],
+    admin: &Arc<Admin>,
+) -> anyhow::Result<()> {
+    let listener = admin::bind(address)
+        .await
+        .with_context(|| format!("{flag} {address}"))?;
+    tokio::spawn(admin::serve(listener, pages, Arc::clone(admin)));
+    Ok(())
+}
+
+/// The sides that are redirected to this proxy.
+fn sides(args: &RunArgs) -> Vec<Direction> {
+    let all = [
+        (args.outbound_port, Direction::Outbound),
+        (args.inbound_port, Direction::Inbound),
+    ];
+    let on = all.into_iter().filter(|(port, _)| *port != 0);
+    on.map(|(_, direction)| direction).collect()
+}
+
+/// Holds `missing` until connections of all `sides` have a listener to go to.
+async fn configured(sides: Vec<Direction>, shared: Arc<Shared>, missing: BlockReady) {
+    loop {
+        let changed = shared.changed.notified();
+        let world = shared.world.load_full();
+        if sides.iter().all(|side| world.catch_all(*side).is_some()) {
+            drop(missing);
+            return;
+        }
+        drop(world);
+        changed.await;
+    }
+}
+
+/// Waits for the order to end.
+pub(super) async fn ended(mut told: watch::Receiver<Option<Quit>>) {
+    if told.wait_for(Option::is_some).await.is_err() {
+        // No order can come any more.
+        std::future::pending().await
+    }
+}
+
+/// The order that brooks no delay leaves nothing to drain (KU-03).
+async fn hasten(mut told: watch::Receiver<Option<Quit>>, drain: Drain) {
+    if told.wait_for(|how| *how == Some(Quit::Now)).await.is_ok() {
+        drain.advance(Phase::Closing);
+    }
+}
