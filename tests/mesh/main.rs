@@ -1,6 +1,7 @@
 //! Whole meshes in network namespaces, with real programs.
 
 mod outages;
+mod policies;
 mod spine;
 mod support;
 mod transparency;
