@@ -125,8 +125,8 @@ pub struct RetryBudget {
 }
 
 impl Limits {
-    /// Envoy's defaults, with the retry budget on: 20 %, and 10 at least, so that what a dying instance
-    /// of a small service had in its hands can go elsewhere all at once.
+    /// Envoy's defaults, with the retry budget on: 20 %, and 10 at least, so that what a dying
+    /// instance of a small service had in its hands can go elsewhere all at once.
     pub const DEFAULT: Self = Self {
         max_connections: 1024,
         max_pending: 1024,

@@ -63,7 +63,12 @@ fn routes(world: &World, viewer: &Viewer, name: &str) -> Vec<Value> {
 }
 
 /// What the proxy passes over on purpose.
-const ONLY_FOR_ENVOY: [&str; 3] = ["normalize_path", "merge_slashes", "ecdh_curves"];
+const ONLY_FOR_ENVOY: [&str; 4] = [
+    "normalize_path",
+    "merge_slashes",
+    "ecdh_curves",
+    "access_log",
+];
 
 #[test]
 fn the_proxy_understands_every_field_of_every_resource() {
