@@ -44,11 +44,16 @@ fn redirect(args: &InitArgs) -> ExitCode {
         Ok(report) if args.dry_run => print!("{}", report.rules),
         Ok(report) if args.remove => println!("redirect rules removed ({})", report.backend),
         Ok(report) => println!(
-            "redirecting outbound TCP to {}, inbound to {} ({}, {}), verified by traffic",
+            "redirecting outbound TCP to {}, inbound to {} ({}, {}), {}",
             args.outbound_port,
             args.inbound_port,
             report.backend,
             if report.ipv6 { "IPv4 and IPv6" } else { "IPv4" },
+            if report.verified {
+                "verified by traffic"
+            } else {
+                "not tried by traffic: there is no route"
+            },
         ),
         Err(error) => {
             complain(&anyhow::Error::new(error).context("init"));

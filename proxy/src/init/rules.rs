@@ -51,7 +51,10 @@ pub fn nft_script(args: &InitArgs, ipv6: bool) -> String {
             args.exclude_outbound_ports
         ));
     }
-    line(&format!("    redirect to :{}", args.outbound_port));
+    line(&format!(
+        "    meta l4proto tcp redirect to :{}",
+        args.outbound_port
+    ));
     line("  }");
     line("  chain prerouting {");
     line("    type nat hook prerouting priority -100; policy accept;");
@@ -60,7 +63,10 @@ pub fn nft_script(args: &InitArgs, ipv6: bool) -> String {
         "    tcp dport {{ {} }} return",
         args.exclude_inbound_ports.with(&PROXY_PORTS)
     ));
-    line(&format!("    redirect to :{}", args.inbound_port));
+    line(&format!(
+        "    meta l4proto tcp redirect to :{}",
+        args.inbound_port
+    ));
     line("  }");
     line("}");
     out

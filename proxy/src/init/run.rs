@@ -105,8 +105,7 @@ fn try_backend(backend: Backend, args: &InitArgs, ipv6: bool) -> Result<Report, 
         }
     }
     if !args.remove {
-        verify::by_traffic(args, ipv6).map_err(InitError::NoEffect)?;
-        report.verified = true;
+        report.verified = verify::by_traffic(args, ipv6).map_err(InitError::NoEffect)?;
     }
     Ok(report)
 }

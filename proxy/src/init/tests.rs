@@ -48,13 +48,13 @@ table inet outrigger {
     meta mark 7 return
     oifname \"lo\" ip daddr 127.0.0.0/8 return
     oifname \"lo\" ip6 daddr ::1 return
-    redirect to :15001
+    meta l4proto tcp redirect to :15001
   }
   chain prerouting {
     type nat hook prerouting priority -100; policy accept;
     meta l4proto != tcp return
     tcp dport { 15000, 15020-15021, 15090 } return
-    redirect to :15006
+    meta l4proto tcp redirect to :15006
   }
 }
 "

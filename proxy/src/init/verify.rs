@@ -37,8 +37,9 @@ pub(super) fn is_host_network() -> bool {
 }
 
 /// Dials an address where nobody is, and listens where the rules send that. A family without a
-/// route to anywhere cannot be tried and lets nothing out either.
-pub(super) fn by_traffic(args: &InitArgs, ipv6: bool) -> Result<(), String> {
+/// route to anywhere cannot be tried and lets nothing out either; false when that holds for all.
+pub(super) fn by_traffic(args: &InitArgs, ipv6: bool) -> Result<bool, String> {
+    let mut tried = false;
     let probes = if ipv6 { &PROBES[..] } else { &PROBES[..1] };
     for probe in probes {
         let any: IpAddr = match probe {
@@ -62,6 +63,7 @@ pub(super) fn by_traffic(args: &InitArgs, ipv6: bool) -> Result<(), String> {
             Err(error) if no_route(&error) => continue,
             Err(error) => return Err(format!("{target}: {error}")),
         };
+        tried = true;
         let Some(listener) = listener else {
             continue;
         };
@@ -81,7 +83,7 @@ pub(super) fn by_traffic(args: &InitArgs, ipv6: bool) -> Result<(), String> {
             return Err(format!("SO_ORIGINAL_DST gives {original:?}, not {target}"));
         }
     }
-    Ok(())
+    Ok(tried)
 }
 
 fn no_route(error: &std::io::Error) -> bool {
