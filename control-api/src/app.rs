@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use outrigger_proto::{
+    descriptor::FILE_DESCRIPTOR_SET,
     envoy::service::discovery::v3::aggregated_discovery_service_server as ads,
     outrigger::{
         control::v1::control_service_server as control,
@@ -11,6 +12,8 @@ use outrigger_proto::{
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_reflection::server as reflection;
 
 use crate::{
     api::ControlServer,
@@ -19,6 +22,7 @@ use crate::{
     identity::check_trust_domain,
     serve::{Port, Routes},
     store::{Store, StoreError},
+    telemetry::{self, Metrics},
     tls::{self, TlsError},
     translate::World,
     xds::{AdsServer, Proxies, Published, publish},
@@ -96,6 +100,83 @@ impl Running {
     }
 }
 
+/// What the services share.
+struct Parts {
+    store: Arc<Store>,
+    authority: Arc<Authority>,
+    tokens: Tokens,
+    proxies: Arc<Proxies>,
+    published: watch::Receiver<Arc<Published>>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    stop: CancellationToken,
+}
+
+impl Parts {
+    /// For proxies.
+    fn xds(&self) -> Routes {
+        let streams = AdsServer::new(
+            self.published.clone(),
+            Arc::clone(&self.proxies),
+            self.clock.clone(),
+            Arc::clone(&self.metrics),
+            self.stop.clone(),
+        );
+        let issuer = CertificateServer::new(
+            Arc::clone(&self.authority),
+            self.tokens.clone(),
+            Arc::clone(&self.metrics),
+        );
+        Routes::default()
+            .with(
+                ads::SERVICE_NAME,
+                ads::AggregatedDiscoveryServiceServer::new(streams),
+            )
+            .with(
+                certificates::SERVICE_NAME,
+                certificates::CertificateServiceServer::new(issuer),
+            )
+            .with(HEALTH, health())
+    }
+
+    /// For people and programs.
+    fn api(&self) -> Result<Routes, StartError> {
+        let control = ControlServer::new(
+            Arc::clone(&self.store),
+            self.tokens.clone(),
+            Arc::clone(&self.proxies),
+            self.published.clone(),
+        );
+        let reflection = || {
+            reflection::Builder::configure()
+                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+                .with_service_name(control::SERVICE_NAME)
+        };
+        let broken = |error: reflection::Error| StartError::Settings(error.to_string());
+        Ok(Routes::default()
+            .with(
+                control::SERVICE_NAME,
+                control::ControlServiceServer::new(control),
+            )
+            .with(HEALTH, health())
+            .with(REFLECTION, reflection().build_v1().map_err(broken)?)
+            .with(
+                REFLECTION_OLD,
+                reflection().build_v1alpha().map_err(broken)?,
+            ))
+    }
+}
+
+const HEALTH: &str = "grpc.health.v1.Health";
+const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
+/// Older tools ask for this one only.
+const REFLECTION_OLD: &str = "grpc.reflection.v1alpha.ServerReflection";
+
+/// Says "serving" for the server as a whole: it serves everything or it does not run.
+fn health() -> HealthServer<impl Health> {
+    tonic_health::server::health_reporter().1
+}
+
 /// Starts a control plane; when this returns, it serves.
 ///
 /// # Errors
@@ -117,57 +198,57 @@ pub async fn start(settings: Settings, clock: Clock) -> Result<Running, StartErr
         clock.clone(),
     )?);
     let (acceptor, own) = tls::acceptor(&authority)?;
-    let tokens = Tokens::new(Arc::clone(&store), domain, clock.clone());
-    let proxies = Arc::new(Proxies::default());
     let world = World::new(store.objects(), domain);
     let (publisher, published) = watch::channel(Arc::new(Published::new(world)));
-    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-
-    let streams = AdsServer::new(published.clone(), Arc::clone(&proxies), clock, stop.clone());
-    let certificates = certificates::CertificateServiceServer::new(CertificateServer::new(
+    let parts = Parts {
+        tokens: Tokens::new(Arc::clone(&store), domain, clock.clone()),
+        store,
         authority,
-        tokens.clone(),
-    ));
+        proxies: Arc::default(),
+        published,
+        metrics: Arc::default(),
+        clock,
+        stop: CancellationToken::new(),
+    };
     let xds = Port {
         listener: listen(settings.xds_addr).await?,
         tls: Some(acceptor),
-        routes: Routes::default()
-            .with(
-                ads::SERVICE_NAME,
-                ads::AggregatedDiscoveryServiceServer::new(streams),
-            )
-            .with(
-                outrigger_proto::outrigger::identity::v1::certificate_service_server::SERVICE_NAME,
-                certificates,
-            ),
+        routes: parts.xds(),
     };
-    let control = ControlServer::new(Arc::clone(&store), tokens, proxies, published);
     let api = Port {
         listener: listen(settings.api_addr).await?,
         tls: None,
-        routes: Routes::default().with(
-            control::SERVICE_NAME,
-            control::ControlServiceServer::new(control),
-        ),
+        routes: parts.api()?,
     };
+    let telemetry = listen(settings.telemetry_addr).await?;
     let running = Running {
         xds_addr: local(&xds.listener, settings.xds_addr),
         api_addr: local(&api.listener, settings.api_addr),
-        telemetry_addr: settings.telemetry_addr,
-        tasks: tasks.clone(),
-        stop: stop.clone(),
+        telemetry_addr: local(&telemetry, settings.telemetry_addr),
+        tasks: TaskTracker::new(),
+        stop: parts.stop.clone(),
     };
-    let objects = store.watch();
-    tasks.spawn(publish(objects, domain.to_owned(), publisher, stop.clone()));
-    let ending = stop.clone();
+    let (tasks, stop) = (&running.tasks, &running.stop);
+    let publish = publish(
+        parts.store.watch(),
+        domain.to_owned(),
+        publisher,
+        stop.clone(),
+    );
+    tasks.spawn(publish);
+    let fresh = stop.clone().run_until_cancelled_owned(own.keep_fresh());
     tasks.spawn(async move {
-        tokio::select! {
-            () = ending.cancelled() => {}
-            () = own.keep_fresh() => {}
-        }
+        fresh.await;
     });
     tasks.spawn(xds.serve(stop.clone()));
-    tasks.spawn(api.serve(stop));
+    tasks.spawn(api.serve(stop.clone()));
+    tasks.spawn(telemetry::serve(
+        telemetry,
+        parts.metrics,
+        parts.proxies,
+        parts.store,
+        stop.clone(),
+    ));
     Ok(running)
 }
 

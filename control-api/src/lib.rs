@@ -10,6 +10,7 @@ pub mod identity;
 pub mod model;
 pub mod serve;
 pub mod store;
+pub mod telemetry;
 pub mod tls;
 pub mod translate;
 pub mod xds;

@@ -9,7 +9,7 @@ use outrigger_proto::outrigger::identity::v1::{
 use tonic::{Request, Response, Status};
 
 use super::{Authority, CaError, TokenError, Tokens};
-use crate::{identity::Identity, tls::Peer};
+use crate::{identity::Identity, telemetry::Metrics, tls::Peer};
 
 /// A request for a P-256 key has some 300 bytes.
 const MAX_CSR: usize = 16 << 10;
@@ -19,13 +19,18 @@ const MAX_CSR: usize = 16 << 10;
 pub struct CertificateServer {
     authority: Arc<Authority>,
     tokens: Tokens,
+    metrics: Arc<Metrics>,
 }
 
 impl CertificateServer {
     /// Signs with `authority` for those who show one of `tokens`, or their certificate.
     #[must_use]
-    pub const fn new(authority: Arc<Authority>, tokens: Tokens) -> Self {
-        Self { authority, tokens }
+    pub const fn new(authority: Arc<Authority>, tokens: Tokens, metrics: Arc<Metrics>) -> Self {
+        Self {
+            authority,
+            tokens,
+            metrics,
+        }
     }
 
     fn prove(&self, token: &str, peer: Option<&Peer>) -> Result<Identity, Status> {
@@ -53,6 +58,17 @@ impl CertificateServer {
 #[tonic::async_trait]
 impl CertificateService for CertificateServer {
     async fn create_certificate(
+        &self,
+        request: Request<CreateCertificateRequest>,
+    ) -> Result<Response<CreateCertificateResponse>, Status> {
+        let answer = self.create(request);
+        self.metrics.certificate(answer.is_ok());
+        answer
+    }
+}
+
+impl CertificateServer {
+    fn create(
         &self,
         request: Request<CreateCertificateRequest>,
     ) -> Result<Response<CreateCertificateResponse>, Status> {

@@ -74,9 +74,94 @@ pub enum Command {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Output,
     },
+    /// Show what is there, then what changes, as it changes.
+    Watch {
+        /// Like `services`; absent: every kind.
+        kind: Option<String>,
+        /// Only of this namespace.
+        #[arg(short, long)]
+        namespace: Option<String>,
+    },
+    /// List the endpoints of a service.
+    Endpoints {
+        /// The service's name; absent: all.
+        service: Option<String>,
+        /// Its namespace; absent: all.
+        #[arg(short, long)]
+        namespace: Option<String>,
+        /// Format.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// Add an instance to a service, or take one out, at once.
+    #[command(subcommand)]
+    Endpoint(Endpoint),
+    /// Show the xDS resources that a proxy has, as JSON.
+    ConfigDump {
+        /// `<namespace>/<workload>` or its node id.
+        proxy: String,
+    },
     /// Join tokens.
     #[command(subcommand)]
     Token(Token),
+    /// Write a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// See [`Command::Endpoint`].
+#[derive(Debug, Subcommand)]
+pub enum Endpoint {
+    /// Add or replace an instance.
+    Register(Register),
+    /// Take an instance out.
+    Deregister {
+        /// The service's name.
+        service: String,
+        /// The instance's address.
+        address: String,
+        /// The service's namespace.
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+    },
+}
+
+/// See [`Endpoint::Register`].
+#[derive(Debug, clap::Args)]
+pub struct Register {
+    /// The service's name.
+    pub service: String,
+    /// The instance's address.
+    pub address: String,
+    /// The service's namespace.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// Where it listens, if not on the target port: `<name of the service's port>=<port>`.
+    #[arg(long, value_parser = named_port)]
+    pub port: Vec<(String, u32)>,
+    /// Its service account; absent: the service's.
+    #[arg(long)]
+    pub service_account: Option<String>,
+    /// The workload it is an instance of.
+    #[arg(long)]
+    pub workload: Option<String>,
+    /// Its zone.
+    #[arg(long)]
+    pub zone: Option<String>,
+    /// Its share relative to others.
+    #[arg(long, default_value_t = 1)]
+    pub weight: u32,
+    /// It has no proxy.
+    #[arg(long)]
+    pub no_mesh: bool,
+}
+
+fn named_port(text: &str) -> Result<(String, u32), String> {
+    let (name, port) = text.split_once('=').ok_or("must be <name>=<port>")?;
+    let port = port.parse().map_err(|_| "must be <name>=<port>")?;
+    Ok((name.to_owned(), port))
 }
 
 /// See [`Command::Apply`].

@@ -8,11 +8,12 @@ use std::{
 };
 
 use anyhow::Context as _;
+use clap::CommandFactory as _;
 use outrigger_proto::outrigger::control::v1 as pb;
 
 use super::{
     Client, EXIT_NOT_LIVE,
-    args::{Apply, Command, Delete, Token},
+    args::{Apply, Args, Command, Delete, Endpoint, Token},
     said, show,
 };
 use crate::model::parse_manifest;
@@ -25,45 +26,11 @@ pub(super) async fn run(
     match command {
         Command::Apply(args) => return apply(client, args, out).await,
         Command::Delete(args) => delete(client, args, out).await?,
-        Command::Get {
-            kind,
-            name,
-            namespace,
-            output,
-        } => {
-            let key = pb::ObjectKey {
-                kind,
-                namespace,
-                name,
-            };
-            let request = pb::GetRequest { key: Some(key) };
-            let answer = client
-                .get(request)
-                .await
-                .map_err(|s| said(&s))?
-                .into_inner();
-            show::objects(out, answer.object.as_slice(), output)?;
-        }
-        Command::List {
-            kind,
-            namespace,
-            output,
-        } => {
-            let request = pb::ListRequest {
-                kind: kind.unwrap_or_default(),
-                namespace: namespace.unwrap_or_default(),
-            };
-            let answer = client
-                .list(request)
-                .await
-                .map_err(|s| said(&s))?
-                .into_inner();
-            show::objects(out, &answer.objects, output)?;
-        }
-        Command::Status { output } => {
-            let answer = client.proxy_status(pb::ProxyStatusRequest {}).await;
-            let answer = answer.map_err(|s| said(&s))?.into_inner();
-            show::proxies(out, &answer, output)?;
+        Command::Endpoint(endpoint) => self::endpoint(client, endpoint, out).await?,
+        Command::Watch { kind, namespace } => watch(client, kind, namespace, out).await?,
+        Command::Completions { shell } => {
+            let mut command = Args::command();
+            clap_complete::generate(shell, &mut command, "outrigger", out);
         }
         Command::Token(Token::Create {
             namespace,
@@ -78,8 +45,135 @@ pub(super) async fn run(
             let answer = client.create_token(request).await.map_err(|s| said(&s))?;
             writeln!(out, "{}", answer.into_inner().token)?;
         }
+        other => show(client, other, out).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The commands that only look.
+async fn show(
+    mut client: Client,
+    command: Command,
+    out: &mut (impl Write + Send),
+) -> anyhow::Result<()> {
+    match command {
+        Command::Get {
+            kind,
+            name,
+            namespace,
+            output,
+        } => {
+            let key = pb::ObjectKey {
+                kind,
+                namespace,
+                name,
+            };
+            let request = pb::GetRequest { key: Some(key) };
+            let answer = client.get(request).await.map_err(|s| said(&s))?;
+            show::objects(out, answer.into_inner().object.as_slice(), output)
+        }
+        Command::List {
+            kind,
+            namespace,
+            output,
+        } => {
+            let objects = list(client, kind, namespace).await?;
+            show::objects(out, &objects, output)
+        }
+        Command::Endpoints {
+            service,
+            namespace,
+            output,
+        } => {
+            let objects = list(client, Some("Service".to_owned()), namespace).await?;
+            show::endpoints(out, &objects, service.as_deref(), output)
+        }
+        Command::ConfigDump { proxy } => {
+            let request = pb::ConfigDumpRequest { proxy };
+            let answer = client.config_dump(request).await.map_err(|s| said(&s))?;
+            show::json_text(out, &answer.into_inner().json)
+        }
+        Command::Status { output } => {
+            let answer = client.proxy_status(pb::ProxyStatusRequest {}).await;
+            show::proxies(out, &answer.map_err(|s| said(&s))?.into_inner(), output)
+        }
+        // Those that do something are done already.
+        _ => Ok(()),
+    }
+}
+
+async fn list(
+    mut client: Client,
+    kind: Option<String>,
+    namespace: Option<String>,
+) -> anyhow::Result<Vec<pb::Object>> {
+    let request = pb::ListRequest {
+        kind: kind.unwrap_or_default(),
+        namespace: namespace.unwrap_or_default(),
+    };
+    let answer = client.list(request).await.map_err(|s| said(&s))?;
+    Ok(answer.into_inner().objects)
+}
+
+async fn watch(
+    mut client: Client,
+    kind: Option<String>,
+    namespace: Option<String>,
+    out: &mut (impl Write + Send),
+) -> anyhow::Result<()> {
+    let request = pb::WatchRequest {
+        kind: kind.unwrap_or_default(),
+        namespace: namespace.unwrap_or_default(),
+    };
+    let answer = client.watch(request).await.map_err(|s| said(&s))?;
+    let mut states = answer.into_inner();
+    while let Some(state) = states.message().await.map_err(|s| said(&s))? {
+        show::change(out, &state)?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+async fn endpoint(
+    mut client: Client,
+    endpoint: Endpoint,
+    out: &mut (impl Write + Send),
+) -> anyhow::Result<()> {
+    let revision = match endpoint {
+        Endpoint::Register(args) => {
+            let endpoint = pb::Endpoint {
+                address: args.address,
+                ports: args.port.into_iter().collect(),
+                service_account: args.service_account.unwrap_or_default(),
+                workload: args.workload.unwrap_or_default(),
+                zone: args.zone.unwrap_or_default(),
+                weight: args.weight,
+                mesh: args.no_mesh.then_some(false),
+            };
+            let request = pb::RegisterEndpointRequest {
+                namespace: args.namespace,
+                service: args.service,
+                endpoint: Some(endpoint),
+            };
+            let answer = client.register_endpoint(request).await;
+            answer.map_err(|s| said(&s))?.into_inner().revision
+        }
+        Endpoint::Deregister {
+            service,
+            address,
+            namespace,
+        } => {
+            let request = pb::DeregisterEndpointRequest {
+                namespace,
+                service,
+                address,
+            };
+            let answer = client.deregister_endpoint(request).await;
+            answer.map_err(|s| said(&s))?.into_inner().revision
+        }
+    };
+    writeln!(out, "revision {revision}")?;
+    Ok(())
 }
 
 fn proto_duration(value: Duration) -> anyhow::Result<prost_types::Duration> {

@@ -25,7 +25,7 @@ type Client = ControlServiceClient<Channel>;
 pub async fn main() -> ExitCode {
     let args = Args::parse();
     let mut out = std::io::stdout();
-    match run(args, &mut out).await {
+    match Box::pin(run(args, &mut out)).await {
         Ok(code) => code,
         Err(error) => {
             let mut stderr = std::io::stderr();

@@ -201,3 +201,100 @@ fn proxy_json(proxy: &pb::Proxy) -> Value {
         "resources": proxy.subscriptions,
     })
 }
+
+/// JSON, laid out.
+pub(super) fn json_text(out: &mut impl Write, text: &str) -> anyhow::Result<()> {
+    let value: Value = serde_json::from_str(text).context("the answer")?;
+    data(out, &[value], Output::Json)
+}
+
+/// One line for each object that came, changed or went.
+pub(super) fn change(out: &mut impl Write, state: &pb::WatchResponse) -> anyhow::Result<()> {
+    let revision = state.revision;
+    for object in &state.changed {
+        let pb::ObjectKey {
+            kind,
+            namespace,
+            name,
+        } = object.key.clone().unwrap_or_default();
+        let written = object.revision;
+        writeln!(
+            out,
+            "{revision}\t{kind} {namespace}/{name}\twritten by revision {written}"
+        )?;
+    }
+    for key in &state.deleted {
+        let pb::ObjectKey {
+            kind,
+            namespace,
+            name,
+        } = key;
+        writeln!(out, "{revision}\t{kind} {namespace}/{name}\tdeleted")?;
+    }
+    Ok(())
+}
+
+/// The endpoints of the services in `objects`.
+pub(super) fn endpoints(
+    out: &mut impl Write,
+    objects: &[pb::Object],
+    service: Option<&str>,
+    output: Output,
+) -> anyhow::Result<()> {
+    let (mut rows, mut values) = (Vec::new(), Vec::new());
+    for object in objects {
+        let key = object.key.clone().unwrap_or_default();
+        if service.is_some_and(|wanted| wanted != key.name) {
+            continue;
+        }
+        let json: Value = serde_json::from_str(&object.json).context("the answer")?;
+        let none = Vec::new();
+        let all = json.pointer("/spec/endpoints").and_then(Value::as_array);
+        for endpoint in all.unwrap_or(&none) {
+            let text = |field: &str| match endpoint.get(field) {
+                None => String::new(),
+                Some(Value::String(text)) => text.clone(),
+                Some(other) => other.to_string(),
+            };
+            let account = match text("serviceAccount") {
+                own if own.is_empty() => json
+                    .pointer("/spec/serviceAccount")
+                    .and_then(Value::as_str)
+                    .unwrap_or("default")
+                    .to_owned(),
+                own => own,
+            };
+            let mesh = endpoint.get("mesh") != Some(&Value::Bool(false));
+            rows.push(vec![
+                key.namespace.clone(),
+                key.name.clone(),
+                text("address"),
+                text("workload"),
+                text("zone"),
+                if mesh { "mesh" } else { "plaintext" }.to_owned(),
+                account,
+            ]);
+            let mut value = endpoint.clone();
+            if let Some(map) = value.as_object_mut() {
+                map.insert(
+                    "service".into(),
+                    json!(format!("{}/{}", key.namespace, key.name)),
+                );
+            }
+            values.push(value);
+        }
+    }
+    if matches!(output, Output::Json | Output::Yaml) {
+        return data(out, &[Value::Array(values)], output);
+    }
+    let header = [
+        "NAMESPACE",
+        "SERVICE",
+        "ADDRESS",
+        "WORKLOAD",
+        "ZONE",
+        "SPOKEN TO BY",
+        "ACCOUNT",
+    ];
+    table(out, &header, &rows)
+}

@@ -54,6 +54,17 @@ impl ResourceType {
         }
     }
 
+    /// For people and metrics.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Cluster => "cluster",
+            Self::Endpoints => "endpoints",
+            Self::Listener => "listener",
+            Self::Routes => "routes",
+        }
+    }
+
     /// By its type URL.
     #[must_use]
     pub fn of(url: &str) -> Option<Self> {

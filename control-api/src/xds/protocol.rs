@@ -24,6 +24,9 @@ pub(super) trait Protocol: Default + Send + 'static {
     /// Type and reason, if the request refuses an answer.
     fn refusal(request: &Self::Request) -> Option<(&str, &str)>;
 
+    /// The type URL of an answer.
+    fn type_of(answer: &Self::Answer) -> &str;
+
     /// Takes a request in. What has to be answered at once, because it is of a type that is not
     /// served, is answered.
     fn take(&mut self, request: Self::Request) -> Result<Option<Self::Answer>, Status>;
@@ -71,6 +74,10 @@ macro_rules! shared {
 
         fn node(request: &mut Self::Request) -> Option<Node> {
             request.node.take()
+        }
+
+        fn type_of(answer: &Self::Answer) -> &str {
+            &answer.type_url
         }
 
         fn refusal(request: &Self::Request) -> Option<(&str, &str)> {

@@ -18,7 +18,13 @@ use super::{
     DeltaStream, NodeInfo, Proxies, ProxyEntry, Published, SotwStream, ViewOf, protocol::Protocol,
     proxies::Connected,
 };
-use crate::{clock::Clock, model::Objects, tls::Peer, translate::World};
+use crate::{
+    clock::Clock,
+    model::Objects,
+    telemetry::Metrics,
+    tls::Peer,
+    translate::{ResourceType, World},
+};
 
 /// Changes that come one right after the other are sent together. Short: `apply` waits for it.
 const DEBOUNCE: Duration = Duration::from_millis(5);
@@ -61,6 +67,7 @@ pub struct AdsServer {
     clock: Clock,
     stop: CancellationToken,
     newcomers: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
 }
 
 impl AdsServer {
@@ -70,6 +77,7 @@ impl AdsServer {
         published: watch::Receiver<Arc<Published>>,
         proxies: Arc<Proxies>,
         clock: Clock,
+        metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Self {
         Self {
@@ -78,6 +86,7 @@ impl AdsServer {
             clock,
             stop,
             newcomers: Arc::new(Semaphore::new(NEWCOMERS)),
+            metrics,
         }
     }
 
@@ -98,7 +107,7 @@ impl AdsServer {
         let mut newcomer = Some(self.admit().await?);
         loop {
             if let Some(request) = next.take() {
-                note_refusal(&node, P::refusal(&request));
+                self.note_refusal(&node, P::refusal(&request));
                 if let Some(answer) = state.take(request)? {
                     send(&answers, answer).await?;
                 }
@@ -109,6 +118,9 @@ impl AdsServer {
                 viewer: &node.viewer,
             };
             for answer in state.push(&view) {
+                if let Some(kind) = ResourceType::of(P::type_of(&answer)) {
+                    self.metrics.answered(kind);
+                }
                 send(&answers, answer).await?;
             }
             connected.update(|entry| refresh(entry, &state));
@@ -135,6 +147,20 @@ impl AdsServer {
                     Some(request) => next = Some(request),
                     None => return Ok(()),
                 },
+            }
+        }
+    }
+
+    fn note_refusal(&self, node: &NodeInfo, refusal: Option<(&str, &str)>) {
+        if let Some((url, reason)) = refusal {
+            tracing::warn!(
+                node = node.id,
+                kind = url,
+                reason,
+                "proxy refused configuration"
+            );
+            if let Some(kind) = ResourceType::of(url) {
+                self.metrics.refused(kind);
             }
         }
     }
@@ -194,12 +220,6 @@ fn refresh(entry: &mut ProxyEntry, state: &impl Protocol) {
     entry.settled = state.settled();
     entry.rejected = state.rejected();
     entry.held = state.held();
-}
-
-fn note_refusal(node: &NodeInfo, refusal: Option<(&str, &str)>) {
-    if let Some((kind, reason)) = refusal {
-        tracing::warn!(node = node.id, kind, reason, "proxy refused configuration");
-    }
 }
 
 async fn send<T>(answers: &mpsc::Sender<Result<T, Status>>, answer: T) -> Result<(), Status> {

@@ -1,6 +1,7 @@
 //! The control plane as its clients see it.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod api;
 mod common;
 mod durable;
 mod mesh;
