@@ -1,6 +1,7 @@
 //! From objects to xDS resources. Pure: the same objects give the same bytes.
 
 mod authz;
+mod changes;
 mod cluster;
 mod endpoint;
 mod http;
@@ -22,6 +23,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use outrigger_proto::{any::Any, type_url};
 
+pub use changes::Changes;
 pub use names::{ClusterName, ListenerName};
 pub use world::{Instance, PortRef, World};
 

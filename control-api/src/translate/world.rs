@@ -1,7 +1,7 @@
 //! The objects, indexed by what proxies ask for.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -69,9 +69,9 @@ pub struct Instance<'w> {
 }
 
 /// Where in a service something stands.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 struct Place {
-    key: Key,
+    service: usize,
     port: usize,
     endpoint: usize,
 }
@@ -98,6 +98,13 @@ fn services_of(object: &Object) -> BTreeSet<Key> {
     }
 }
 
+fn service_in(object: &Object) -> Option<&ServiceSpec> {
+    match &object.spec {
+        Spec::Service(service) => Some(service),
+        _ => None,
+    }
+}
+
 fn is_of_workloads(object: &Object) -> bool {
     match &object.spec {
         Spec::AuthorizationPolicy(policy) => policy.target_refs.is_empty(),
@@ -114,8 +121,10 @@ pub(crate) const SYSTEM_NAMESPACE: &str = "outrigger-system";
 pub struct World {
     objects: Arc<Objects>,
     trust_domain: String,
+    services: Vec<Arc<Object>>,
     virtual_addresses: BTreeMap<SocketAddr, Place>,
-    instances: BTreeMap<SocketAddr, Vec<Place>>,
+    /// By the endpoint's address, with the port on which it listens.
+    instances: HashMap<IpAddr, Vec<(u16, Place)>>,
     /// Policies and routes by the service that they are attached to.
     attached: BTreeMap<Key, Vec<Arc<Object>>>,
     /// Policies of workloads by their namespace.
@@ -126,11 +135,17 @@ impl World {
     /// Indexes `objects`.
     #[must_use]
     pub fn new(objects: Arc<Objects>, trust_domain: &str) -> Self {
-        let (mut virtual_addresses, mut instances) = (BTreeMap::new(), BTreeMap::new());
-        for (key, service) in objects.services() {
+        let all = objects.by_key.values();
+        let services: Vec<_> = all.filter(|o| service_in(o).is_some()).cloned().collect();
+        let mut virtual_addresses = BTreeMap::new();
+        let mut instances: HashMap<IpAddr, Vec<(u16, Place)>> = HashMap::new();
+        for (s, object) in services.iter().enumerate() {
+            let Some(service) = service_in(object) else {
+                continue;
+            };
             for (p, port) in service.ports.iter().enumerate() {
                 let place = |endpoint| Place {
-                    key: key.clone(),
+                    service: s,
                     port: p,
                     endpoint,
                 };
@@ -140,9 +155,8 @@ impl World {
                 }
                 for (e, endpoint) in service.endpoints.iter().enumerate() {
                     let port = service.endpoint_port(endpoint, port);
-                    let at = SocketAddr::new(endpoint.address, port);
-                    let places: &mut Vec<Place> = instances.entry(at).or_default();
-                    places.push(place(e));
+                    let places = instances.entry(endpoint.address).or_default();
+                    places.push((port, place(e)));
                 }
             }
         }
@@ -161,6 +175,7 @@ impl World {
         Self {
             objects,
             trust_domain: trust_domain.to_owned(),
+            services,
             virtual_addresses,
             instances,
             attached,
@@ -202,10 +217,7 @@ impl World {
 
     fn service(&self, key: &Key) -> Option<(&Key, &ServiceSpec)> {
         let (key, object) = self.objects.by_key.get_key_value(key)?;
-        match &object.spec {
-            Spec::Service(service) => Some((key, service)),
-            _ => None,
-        }
+        Some((key, service_in(object)?))
     }
 
     fn at(&self, place: &Place) -> Option<Instance<'_>> {
@@ -215,9 +227,10 @@ impl World {
     }
 
     fn port_at(&self, place: &Place) -> Option<PortRef<'_>> {
-        let (key, service) = self.service(&place.key)?;
+        let object = self.services.get(place.service)?;
+        let service = service_in(object)?;
         Some(PortRef {
-            key,
+            key: &object.key,
             service,
             port: service.ports.get(place.port)?,
             trust_domain: &self.trust_domain,
@@ -239,11 +252,10 @@ impl World {
     /// whose protocol is said is preferred to one where it has to be found out.
     #[must_use]
     pub fn instance(&self, dialled: SocketAddr) -> Option<Instance<'_>> {
-        let mut all = self
-            .instances
-            .get(&dialled)?
-            .iter()
-            .filter_map(|p| self.at(p));
+        let places = self.instances.get(&dialled.ip())?.iter();
+        let mut all = places
+            .filter(|(port, _)| *port == dialled.port())
+            .filter_map(|(_, place)| self.at(place));
         let first = all.next()?;
         if first.port.port.app_protocol.is_some() {
             return Some(first);
@@ -301,10 +313,10 @@ impl World {
     pub fn inbound(&self, viewer: &Viewer) -> impl Iterator<Item = (u16, Option<AppProtocol>)> {
         let mut ports = BTreeMap::new();
         for ip in &viewer.addresses {
-            let (from, to) = (SocketAddr::new(*ip, 0), SocketAddr::new(*ip, u16::MAX));
-            for at in self.instances.range(from..=to).map(|(at, _)| *at) {
+            for (number, _) in self.instances.get(ip).into_iter().flatten() {
+                let at = SocketAddr::new(*ip, *number);
                 let protocol = self.instance(at).and_then(|i| i.port.port.app_protocol);
-                let merged = ports.entry(at.port()).or_insert(protocol);
+                let merged = ports.entry(*number).or_insert(protocol);
                 if *merged != protocol {
                     *merged = None;
                 }
@@ -319,21 +331,21 @@ impl World {
         viewer: &Viewer,
         port: u16,
     ) -> impl Iterator<Item = (&Key, u16)> {
-        let places = viewer.addresses.iter().filter_map(move |ip| {
-            let at = SocketAddr::new(*ip, port);
-            self.instances.get(&at)
-        });
-        let places: Vec<&Place> = places.flatten().collect();
-        places.into_iter().filter_map(|place| {
+        let of = |ip| self.instances.get(ip).into_iter().flatten();
+        let places = viewer.addresses.iter().flat_map(of);
+        let places: Vec<_> = places.filter(|(number, _)| *number == port).collect();
+        places.into_iter().filter_map(|(_, place)| {
             let port = self.port_at(place)?;
             Some((port.key, port.port.port))
         })
     }
 
-    /// Whether any service is behind this address.
-    #[must_use]
-    pub fn is_virtual(&self, ip: IpAddr) -> bool {
-        let (from, to) = (SocketAddr::new(ip, 0), SocketAddr::new(ip, u16::MAX));
-        self.virtual_addresses.range(from..=to).next().is_some()
+    /// Addresses of the service of this name, its own and its endpoints'.
+    pub(crate) fn addresses(&self, service: &Key) -> impl Iterator<Item = IpAddr> {
+        let found = self.service(service);
+        found.into_iter().flat_map(|(_, service)| {
+            let endpoints = service.endpoints.iter().map(|endpoint| endpoint.address);
+            service.addresses.iter().copied().chain(endpoints)
+        })
     }
 }

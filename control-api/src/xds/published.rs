@@ -8,7 +8,7 @@ use std::{
 use aws_lc_rs::digest;
 use outrigger_proto::any::Any;
 
-use crate::translate::{self, ResourceType, Viewer, World};
+use crate::translate::{self, Changes, ResourceType, Viewer, World};
 
 /// A resource and its version.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +48,23 @@ impl Published {
         Self {
             world,
             made: Mutex::default(),
+        }
+    }
+
+    /// Of a world that follows `before`: what the change did not touch is not made again.
+    #[must_use]
+    pub fn after(before: &Self, world: World) -> Self {
+        let mut kept = Shared::new();
+        if let Some(changes) = Changes::between(&before.world, &world) {
+            let made = before.made.lock().unwrap_or_else(PoisonError::into_inner);
+            let spared = made
+                .iter()
+                .filter(|((kind, name, _), _)| changes.spare(&world, *kind, name));
+            kept.extend(spared.map(|(key, made)| (key.clone(), made.clone())));
+        }
+        Self {
+            world,
+            made: Mutex::new(kept),
         }
     }
 

@@ -55,7 +55,8 @@ pub async fn publish(
         tokio::time::sleep(DEBOUNCE).await;
         let now = Arc::clone(&objects.borrow_and_update());
         let world = World::new(now, &trust_domain);
-        published.send_replace(Arc::new(Published::new(world)));
+        let before = Arc::clone(&published.borrow());
+        published.send_replace(Arc::new(Published::after(&before, world)));
     }
 }
 

@@ -1,6 +1,7 @@
 //! One object of every kind, and what proxies are told because of it.
 
 mod authorization;
+mod changes;
 mod golden;
 mod routes;
 
