@@ -81,3 +81,39 @@ impl fmt::Display for Identity {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_read_as_it_is_written() {
+        let identity = Identity::new("td", "shop", "cart.v2").unwrap();
+        assert_eq!(identity.to_string(), "spiffe://td/ns/shop/sa/cart.v2");
+        assert_eq!(Identity::parse(&identity.to_string()), Ok(identity));
+    }
+
+    #[test]
+    fn tl_09_what_is_not_exactly_an_identity_is_none() {
+        for bad in [
+            "",
+            "spiffe://td",
+            "spiffe://td/",
+            "spiffe://td/ns/shop",
+            "spiffe://td/ns/shop/sa/",
+            "spiffe://td/ns//sa/cart",
+            "spiffe://td/ns/../sa/cart",
+            "spiffe://td/ns/shop/sa/cart/admin",
+            "spiffe://td/ns/shop/sa/cart%2f",
+            "spiffe://td/x/ns/shop/sa/cart",
+            "spiffe://TD/ns/shop/sa/cart",
+            "SPIFFE://td/ns/shop/sa/cart",
+            "https://td/ns/shop/sa/cart",
+            "spiffe:///ns/shop/sa/cart",
+        ] {
+            assert!(Identity::parse(bad).is_err(), "{bad}");
+        }
+        let long = "a".repeat(MAX_URI);
+        assert!(Identity::new("td", "shop", &long).is_err());
+    }
+}

@@ -117,6 +117,13 @@ pub fn parse_object(
     index: usize,
 ) -> Result<Object, Vec<Invalid>> {
     let at = format!("object {} of the manifest", index + 1);
+    if !document.is_object() {
+        return Err(vec![fault(
+            &at,
+            "",
+            "must be a mapping with apiVersion, kind and metadata",
+        )]);
+    }
     let envelope: Envelope = typed(document).map_err(|(path, why)| vec![fault(&at, &path, why)])?;
     let name = envelope.metadata.name;
     let namespace = envelope

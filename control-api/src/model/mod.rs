@@ -5,6 +5,8 @@ mod common;
 mod manifest;
 mod route;
 mod service;
+#[cfg(test)]
+mod tests;
 mod traffic;
 mod workload;
 

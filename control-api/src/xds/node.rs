@@ -139,3 +139,98 @@ fn version(node: &Node) -> String {
         .trim()
         .to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity::new("td", "shop", "cart").unwrap()
+    }
+
+    fn node(id: &str, metadata: &[(&str, Kind)]) -> Node {
+        let fields = metadata.iter().map(|(key, kind)| {
+            let value = prost_types::Value {
+                kind: Some(kind.clone()),
+            };
+            ((*key).to_owned(), value)
+        });
+        Node {
+            id: id.into(),
+            metadata: Some(Struct {
+                fields: fields.collect(),
+            }),
+            ..Node::default()
+        }
+    }
+
+    fn text(text: &str) -> Kind {
+        Kind::StringValue(text.into())
+    }
+
+    #[test]
+    fn a_sidecar_introduces_itself() {
+        let labels = BTreeMap::from([("app".to_owned(), "cart".to_owned())]);
+        let fields = labels.iter().map(|(key, value)| {
+            let kind = Some(text(value));
+            (key.clone(), prost_types::Value { kind })
+        });
+        let struct_of = Struct {
+            fields: fields.collect(),
+        };
+        let node = node(
+            "sidecar~10.1.0.2~cart-1.shop~shop.svc.td",
+            &[
+                ("NAMESPACE", text("shop")),
+                ("SERVICE_ACCOUNT", text("cart")),
+                ("INSTANCE_IPS", text("10.1.0.2,fd00::2")),
+                ("LABELS", Kind::StructValue(struct_of)),
+                ("OUTRIGGER_VERSION", text("0.1.0")),
+            ],
+        );
+        let info = NodeInfo::read(&node, &identity()).unwrap();
+        assert_eq!(info.name(), "shop/cart-1");
+        assert_eq!(info.version, "0.1.0");
+        assert_eq!(info.viewer.labels, labels);
+        let addresses: [IpAddr; 2] = ["10.1.0.2", "fd00::2"].map(|ip| ip.parse().unwrap());
+        assert_eq!(info.viewer.addresses, addresses);
+    }
+
+    #[test]
+    fn the_id_says_what_metadata_does_not() {
+        let node = node("sidecar~10.1.0.2~cart-1.shop~shop.svc.td", &[]);
+        let info = NodeInfo::read(&node, &identity()).unwrap();
+        assert_eq!(
+            info.viewer.addresses,
+            ["10.1.0.2".parse::<IpAddr>().unwrap()]
+        );
+        assert_eq!(info.viewer.workload, "cart-1");
+        assert_eq!(info.viewer.namespace, "shop");
+    }
+
+    #[test]
+    fn nobody_claims_to_be_somebody_else() {
+        for (key, value) in [("NAMESPACE", "bank"), ("SERVICE_ACCOUNT", "admin")] {
+            let node = node("x", &[(key, text(value))]);
+            let refused = NodeInfo::read(&node, &identity()).unwrap_err();
+            assert!(
+                refused.contains(key) && refused.contains("shop"),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn xd_08_odd_nodes_are_refused() {
+        for (id, ips) in [
+            ("", ""),
+            (&*"x".repeat(MAX_ID + 1), ""),
+            ("x", "10.1.0.2,no"),
+        ] {
+            let node = node(id, &[("INSTANCE_IPS", text(ips))]);
+            assert!(NodeInfo::read(&node, &identity()).is_err(), "{id:.9} {ips}");
+        }
+    }
+}

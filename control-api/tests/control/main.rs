@@ -6,3 +6,4 @@ mod common;
 mod durable;
 mod mesh;
 mod sotw;
+mod storm;
