@@ -58,9 +58,7 @@ pub enum CaError {
         why: String,
     },
     /// The root has expired, or is not valid yet by our clock: nobody would take what it signs.
-    #[error(
-        "the root certificate is valid from {from} to {to} (seconds since 1970), and now it is {now}"
-    )]
+    #[error("the root certificate is valid from {from} to {to} (seconds since 1970), now is {now}")]
     RootNotValid {
         /// When it begins.
         from: u64,

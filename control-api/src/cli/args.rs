@@ -203,6 +203,13 @@ pub struct Delete {
     /// Pass over what is not there.
     #[arg(long)]
     pub ignore_not_found: bool,
+    /// Return when every connected proxy has taken it. Exit code 3: one refused it, or has not
+    /// answered in time.
+    #[arg(long)]
+    pub wait: bool,
+    /// How long `--wait` waits.
+    #[arg(long, default_value = "30s", value_parser = duration::parse)]
+    pub timeout: Duration,
 }
 
 /// Join tokens.

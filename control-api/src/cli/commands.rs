@@ -25,7 +25,7 @@ pub(super) async fn run(
 ) -> anyhow::Result<ExitCode> {
     match command {
         Command::Apply(args) => return apply(client, args, out).await,
-        Command::Delete(args) => delete(client, args, out).await?,
+        Command::Delete(args) => return delete(client, args, out).await,
         Command::Endpoint(endpoint) => self::endpoint(client, endpoint, out).await?,
         Command::Watch { kind, namespace } => watch(client, kind, namespace, out).await?,
         Command::Completions { shell } => {
@@ -219,13 +219,23 @@ async fn apply(
     if args.dry_run || !args.wait {
         return Ok(ExitCode::SUCCESS);
     }
+    wait(client, answer.revision, args.timeout, out).await
+}
+
+/// Until every proxy has answered the revision; the exit code says whether all took it.
+async fn wait(
+    mut client: Client,
+    revision: u64,
+    timeout: Duration,
+    out: &mut (impl Write + Send),
+) -> anyhow::Result<ExitCode> {
     let request = pb::WaitRevisionRequest {
-        revision: answer.revision,
-        timeout: Some(proto_duration(args.timeout)?),
+        revision,
+        timeout: Some(proto_duration(timeout)?),
     };
     let waited = client.wait_revision(request).await.map_err(|s| said(&s))?;
     let waited = waited.into_inner();
-    show::waited(out, answer.revision, &waited)?;
+    show::waited(out, revision, &waited)?;
     let live = waited.rejected.is_empty() && waited.pending.is_empty();
     Ok(if live {
         ExitCode::SUCCESS
@@ -238,7 +248,7 @@ async fn delete(
     mut client: Client,
     args: Delete,
     out: &mut (impl Write + Send),
-) -> anyhow::Result<()> {
+) -> anyhow::Result<ExitCode> {
     let keys = if args.file.is_empty() {
         let kind = args.kind.unwrap_or_default();
         let key = |name| pb::ObjectKey {
@@ -264,6 +274,14 @@ async fn delete(
         keys,
         ignore_missing: args.ignore_not_found,
     };
-    let answer = client.delete(request).await.map_err(|s| said(&s))?;
-    show::outcomes(out, &answer.into_inner().outcomes, false)
+    let answer = client
+        .delete(request)
+        .await
+        .map_err(|s| said(&s))?
+        .into_inner();
+    show::outcomes(out, &answer.outcomes, false)?;
+    if !args.wait {
+        return Ok(ExitCode::SUCCESS);
+    }
+    wait(client, answer.revision, args.timeout, out).await
 }

@@ -19,8 +19,9 @@ pub use common::{Selector, Share, Span, TargetRef, TextMatch};
 pub use manifest::{DEFAULT_NAMESPACE, parse_manifest, parse_object};
 pub use route::{
     BackendRef, Filter, Fraction, GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule, HeaderModifier,
-    HeaderValue, HttpMatch, HttpRouteSpec, HttpRule, Mirror, ParentRef, PathKind, PathMatch,
-    PathModifier, Redirect, Retry, Rewrite, Timeouts, ValueKind, ValueMatch,
+    HeaderValue, HttpMatch, HttpRouteSpec, HttpRule, Layer4Rule, Mirror, ParentRef, PathKind,
+    PathMatch, PathModifier, Redirect, Retry, Rewrite, TcpRouteSpec, Timeouts, TlsRouteSpec,
+    ValueKind, ValueMatch,
 };
 pub use service::{AppProtocol, Endpoint, ServicePort, ServiceSpec};
 pub use traffic::{
@@ -99,6 +100,10 @@ kinds! {
     HttpRoute(HttpRouteSpec) "HTTPRoute" &[GATEWAY, "gateway.networking.k8s.io/v1beta1"];
     /// Where gRPC calls go.
     GrpcRoute(GrpcRouteSpec) "GRPCRoute" &[GATEWAY];
+    /// Where the application's own TLS connections go.
+    TlsRoute(TlsRouteSpec) "TLSRoute" &[GATEWAY, "gateway.networking.k8s.io/v1alpha2"];
+    /// Where connections go.
+    TcpRoute(TcpRouteSpec) "TCPRoute" &[GATEWAY, "gateway.networking.k8s.io/v1alpha2"];
     /// How callers treat a service.
     TrafficPolicy(TrafficPolicySpec) "TrafficPolicy" OURS;
     /// Who may call.

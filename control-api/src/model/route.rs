@@ -398,3 +398,37 @@ pub struct GrpcMethod {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
 }
+
+/// Where connections to a Service go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TcpRouteSpec {
+    /// The Services whose callers are routed. Their connections are opaque then, unless an
+    /// HTTPRoute or a GRPCRoute is attached as well, or the port says otherwise.
+    pub parent_refs: Vec<ParentRef>,
+    /// Exactly one.
+    pub rules: Vec<Layer4Rule>,
+}
+
+/// Where TLS connections to a Service go that the application made itself, by the name asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsRouteSpec {
+    /// The Services whose callers are routed.
+    pub parent_refs: Vec<ParentRef>,
+    /// Server names; `*.` at the beginning stands for one label or more.
+    pub hostnames: Vec<String>,
+    /// Exactly one.
+    pub rules: Vec<Layer4Rule>,
+}
+
+/// Who takes a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Layer4Rule {
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// By weight.
+    pub backend_refs: Vec<BackendRef>,
+}

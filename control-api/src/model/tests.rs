@@ -335,7 +335,8 @@ fn envelopes() {
         (
             "apiVersion: v1\nkind: Pod\nmetadata: {name: x}",
             "object 1 of the manifest: kind: \"Pod\" is not one of Service, HTTPRoute, GRPCRoute, \
-             TrafficPolicy, AuthorizationPolicy, MutualTLS, FaultInjection, RateLimit, Telemetry",
+             TLSRoute, TCPRoute, TrafficPolicy, AuthorizationPolicy, MutualTLS, FaultInjection, \
+             RateLimit, Telemetry",
         ),
         (
             &good.replace("outrigger.dev/v1", "v1"),

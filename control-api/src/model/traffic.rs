@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{Share, Span, TargetRef};
 
-/// Each section that is absent keeps its defaults. A policy for a port goes before one for the whole
-/// Service, section by section.
+/// Each section that is absent keeps its defaults. A policy for a port goes before one for the
+/// whole Service, section by section.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
@@ -43,7 +43,7 @@ pub struct LoadBalancer {
     /// How; absent: `peakEwma`.
     #[serde(default)]
     pub policy: BalancePolicy,
-    /// What of a request chooses the endpoint, for `ringHash` and `maglev`; the first that is there.
+    /// What of a request chooses the endpoint, for `ringHash` and `maglev`; the first there is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hash: Vec<HashSource>,
     /// A new endpoint gets its full share after this time.
@@ -52,7 +52,7 @@ pub struct LoadBalancer {
     /// Below this share of healthy endpoints all are used; absent: 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_threshold: Option<Share>,
-    /// Endpoints of the caller's zone are preferred, as far as they can carry the load; absent: yes.
+    /// Endpoints of the caller's zone are preferred, as far as they carry the load; absent: yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone_aware: Option<bool>,
 }
@@ -185,7 +185,7 @@ pub struct Retries {
     /// A method with side effects may be run twice; absent: no.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_non_idempotent: Option<bool>,
-    /// How much retries may add; absent: 20 %, at least 3 at once.
+    /// How much retries may add; absent: 20 %, at least 10 at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<RetryBudget>,
 }
@@ -207,7 +207,7 @@ pub struct Backoff {
 pub struct RetryBudget {
     /// Share of requests.
     pub percent: Share,
-    /// So many at once are allowed always; absent: 3.
+    /// So many at once are allowed always; absent: 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_concurrent: Option<u32>,
     /// The time that requests are counted over; absent: those in flight.

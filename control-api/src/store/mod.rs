@@ -142,7 +142,7 @@ impl Store {
     /// Creates or replaces objects, all or none. Blocks on the disk.
     ///
     /// # Errors
-    /// When they contradict each other or what is there, or the disk fails; nothing has changed then.
+    /// When they contradict each other or what is there, or the disk fails; nothing changed then.
     pub fn apply(&self, objects: Vec<Object>, dry_run: bool) -> Result<Applied, StoreError> {
         self.change(dry_run, |next, revision| {
             let mut outcomes = Vec::with_capacity(objects.len());

@@ -22,7 +22,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// What changed from `old` to `new`; `None` if more than services did, which may touch anything.
+    /// What changed from `old` to `new`; `None` if more than services did, which touches anything.
     #[must_use]
     pub fn between(old: &World, new: &World) -> Option<Self> {
         let (before, after) = (&old.objects().by_key, &new.objects().by_key);

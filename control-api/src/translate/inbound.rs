@@ -177,8 +177,8 @@ impl Side<'_> {
         chains.push(self.chain("tls", "tls", &[], self.opaque()));
     }
 
-    /// Where mutual TLS is demanded here, but not elsewhere: what is not would find the chain of all
-    /// other ports.
+    /// Where mutual TLS is demanded here, but not elsewhere: what is not would find the chain of
+    /// all other ports.
     fn refusal(&self, chains: &mut Vec<FilterChain>) {
         let nobody = || {
             let end = tcp(&self.cluster, "inbound");

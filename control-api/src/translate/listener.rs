@@ -19,6 +19,7 @@ use outrigger_proto::envoy::{
 use super::{
     Viewer,
     http::{self, Routing},
+    layer4::Layer4,
     names,
     proto::{address, filter, listener_filter, seconds},
     route,
@@ -56,15 +57,22 @@ pub(super) fn catch_all() -> Listener {
 
 /// `outbound/<ip>:<port>`: a service's virtual address, or an endpoint's own.
 pub(super) fn destination(world: &World, viewer: &Viewer, dialled: SocketAddr) -> Option<Listener> {
-    let (protocol, routing, cluster) = if let Some(port) = world.virtual_port(dialled) {
+    let (protocol, routing, cluster, layer4) = if let Some(port) = world.virtual_port(dialled) {
         let routing = Routing::Rds(names::routes(&port));
-        (port.port.app_protocol, routing, names::cluster(&port))
+        let layer4 = Layer4::of(world, viewer, &port);
+        (
+            port.port.app_protocol,
+            routing,
+            names::cluster(&port),
+            layer4,
+        )
     } else {
         let instance = world.instance(dialled)?;
         let cluster = names::pod_cluster(dialled.ip(), dialled.port());
         let routes = route::to_cluster(&cluster, &cluster);
         let protocol = instance.port.port.app_protocol;
-        (protocol, Routing::Inline(Box::new(routes)), cluster)
+        let routing = Routing::Inline(Box::new(routes));
+        (protocol, routing, cluster, Layer4::default())
     };
     let mut listener = Listener {
         name: names::listener(dialled),
@@ -75,13 +83,16 @@ pub(super) fn destination(world: &World, viewer: &Viewer, dialled: SocketAddr) -
     };
     let telemetry = Telemetry::of(world, viewer);
     let http = || filter(http::NAME, &http::outbound(telemetry, routing));
+    let opaque = layer4.tcp.unwrap_or_else(|| tcp(&cluster, "outbound"));
     match protocol {
-        Some(AppProtocol::Tcp) => listener.filter_chains = vec![chain("tcp", tcp_out(&cluster))],
-        Some(_) => listener.filter_chains = vec![chain("http", http())],
+        Some(AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc) => {
+            listener.filter_chains = vec![chain("http", http())];
+            return Some(listener);
+        }
+        Some(AppProtocol::Tcp) => {}
+        None if layer4.only => {}
         None => {
             listener.listener_filters = vec![tls_inspector(), http_inspector()];
-            listener.listener_filters_timeout = Some(seconds(INSPECT));
-            listener.continue_on_listener_filters_timeout = true;
             listener.filter_chains = vec![FilterChain {
                 filter_chain_match: Some(FilterChainMatch {
                     application_protocols: HTTP_FOUND.map(str::to_owned).into(),
@@ -90,14 +101,20 @@ pub(super) fn destination(world: &World, viewer: &Viewer, dialled: SocketAddr) -
                 }),
                 ..chain("http", http())
             }];
-            listener.default_filter_chain = Some(chain("tcp", tcp_out(&cluster)));
         }
     }
+    if !layer4.tls.is_empty() && listener.listener_filters.is_empty() {
+        listener.listener_filters = vec![tls_inspector()];
+    }
+    listener.filter_chains.extend(layer4.tls);
+    if listener.listener_filters.is_empty() {
+        listener.filter_chains = vec![chain("tcp", opaque)];
+    } else {
+        listener.listener_filters_timeout = Some(seconds(INSPECT));
+        listener.continue_on_listener_filters_timeout = true;
+        listener.default_filter_chain = Some(chain("tcp", opaque));
+    }
     Some(listener)
-}
-
-fn tcp_out(cluster: &str) -> Filter {
-    tcp(cluster, "outbound")
 }
 
 fn chain(name: &str, end: Filter) -> FilterChain {
@@ -110,11 +127,18 @@ fn chain(name: &str, end: Filter) -> FilterChain {
 
 /// Opaque bytes to one cluster.
 pub(super) fn tcp(cluster: &str, stat_prefix: &str) -> Filter {
-    let proxy = TcpProxy {
+    tcp_to(TcpProxy {
         stat_prefix: stat_prefix.to_owned(),
         cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
-        idle_timeout: Some(seconds(TCP_IDLE)),
         ..TcpProxy::default()
+    })
+}
+
+/// What every relay of opaque bytes has.
+pub(super) fn tcp_to(proxy: TcpProxy) -> Filter {
+    let proxy = TcpProxy {
+        idle_timeout: Some(seconds(TCP_IDLE)),
+        ..proxy
     };
     filter("envoy.filters.network.tcp_proxy", &proxy)
 }

@@ -6,6 +6,7 @@ mod cluster;
 mod endpoint;
 mod http;
 mod inbound;
+mod layer4;
 mod listener;
 mod names;
 mod policy;
@@ -112,23 +113,31 @@ pub fn resource(world: &World, viewer: &Viewer, kind: ResourceType, name: &str) 
     }
 }
 
-/// Which proxies get the same resource of this type and name as `viewer`: those with the same answer.
-/// `None`: nobody else.
+/// Which proxies get the same resource of this type and name as `viewer`: those with the same
+/// answer. `None`: nobody else.
 #[must_use]
 pub fn sharing(world: &World, viewer: &Viewer, kind: ResourceType, name: &str) -> Option<String> {
     match kind {
         ResourceType::Listener if name == names::INBOUND => None,
-        ResourceType::Listener => Some(workload::Telemetry::of(world, viewer).to_string()),
-        ResourceType::Routes => {
-            let port = world.routed_port(name);
-            let consumers = port.is_some_and(|port| route::has_consumers(world, &port));
-            Some(if consumers {
-                viewer.namespace.clone()
-            } else {
-                String::new()
-            })
+        ResourceType::Listener => {
+            let port = match ListenerName::parse(name) {
+                Some(ListenerName::To(address)) => world.virtual_port(address),
+                _ => None,
+            };
+            let telemetry = workload::Telemetry::of(world, viewer);
+            Some(format!("{telemetry} {}", consumer(world, viewer, port)))
         }
+        ResourceType::Routes => Some(consumer(world, viewer, world.routed_port(name)).to_owned()),
         ResourceType::Cluster | ResourceType::Endpoints => Some(String::new()),
+    }
+}
+
+/// The namespace of `viewer`, if routes differ by it.
+fn consumer<'v>(world: &World, viewer: &'v Viewer, port: Option<PortRef<'_>>) -> &'v str {
+    if port.is_some_and(|port| route::has_consumers(world, &port)) {
+        &viewer.namespace
+    } else {
+        ""
     }
 }
 

@@ -18,8 +18,9 @@ use outrigger_proto::envoy::{
     },
 };
 
+pub(super) use action::cluster;
 pub(super) use changes::fraction;
-pub(super) use rules::has_consumers;
+pub(super) use rules::{HTTP, chosen, has_consumers};
 
 use super::{
     Viewer,

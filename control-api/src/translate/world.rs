@@ -89,6 +89,8 @@ fn services_of(object: &Object) -> BTreeSet<Key> {
     match &object.spec {
         Spec::HttpRoute(route) => route.parent_refs.iter().map(parent).collect(),
         Spec::GrpcRoute(route) => route.parent_refs.iter().map(parent).collect(),
+        Spec::TlsRoute(route) => route.parent_refs.iter().map(parent).collect(),
+        Spec::TcpRoute(route) => route.parent_refs.iter().map(parent).collect(),
         Spec::TrafficPolicy(policy) => policy.target_refs.iter().map(target).collect(),
         Spec::AuthorizationPolicy(policy) => policy.target_refs.iter().map(target).collect(),
         Spec::FaultInjection(policy) => policy.target_refs.iter().map(target).collect(),
@@ -248,8 +250,8 @@ impl World {
         self.virtual_addresses.keys().copied()
     }
 
-    /// What listens on an endpoint's own address; the first, where several services share it. A port
-    /// whose protocol is said is preferred to one where it has to be found out.
+    /// What listens on an endpoint's own address; the first, where several services share it. A
+    /// port whose protocol is said is preferred to one where it has to be found out.
     #[must_use]
     pub fn instance(&self, dialled: SocketAddr) -> Option<Instance<'_>> {
         let places = self.instances.get(&dialled.ip())?.iter();

@@ -162,10 +162,13 @@ async fn endpoints_come_and_go_at_once() {
         "{refused}"
     );
 
-    run(&running, &["delete", "service", "cart", "-n", "shop"])
-        .await
-        .0
-        .unwrap();
+    run(
+        &running,
+        &["delete", "service", "cart", "-n", "shop", "--wait"],
+    )
+    .await
+    .0
+    .unwrap();
     let state = next().await;
     assert_eq!(state.deleted[0].name, "cart");
     running.stop().await;
@@ -259,6 +262,36 @@ async fn health_is_told_in_both_ways() {
         .await;
     let status = health.unwrap().into_inner().status();
     assert_eq!(status, ServingStatus::Serving);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_api_describes_itself() {
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let running = control_plane(dir.path(), Clock::system()).await;
+    let channel = Endpoint::from_shared(format!("http://{}", running.api_addr))
+        .unwrap()
+        .connect_lazy();
+    let question = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let questions = futures_util::stream::iter([question]);
+    let mut client = ServerReflectionClient::new(channel);
+    let answers = client.server_reflection_info(questions).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().unwrap();
+    let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+        unreachable!("{answer:?}");
+    };
+    let names: Vec<_> = list.service.into_iter().map(|s| s.name).collect();
+    assert!(
+        names.contains(&"outrigger.control.v1.ControlService".to_owned()),
+        "{names:?}"
+    );
     running.stop().await;
 }
 

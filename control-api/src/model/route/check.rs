@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::{
     BackendRef, Filter, GrpcMatch, GrpcRouteSpec, HeaderModifier, HttpMatch, HttpRouteSpec,
-    ParentRef, PathKind, PathMatch, PathModifier, Redirect, Retry, Rewrite, Timeouts, ValueKind,
-    ValueMatch,
+    Layer4Rule, ParentRef, PathKind, PathMatch, PathModifier, Redirect, Retry, Rewrite,
+    TcpRouteSpec, Timeouts, TlsRouteSpec, ValueKind, ValueMatch,
 };
 use crate::model::common::{Faults, is_field_value, is_token, regex_fault};
 
@@ -132,6 +132,52 @@ impl GrpcRouteSpec {
             backends(&rule.backend_refs, &mut at);
         }
         faults
+    }
+}
+
+impl TcpRouteSpec {
+    /// Everything wrong with it: path below `spec`, and why.
+    #[must_use]
+    pub fn faults(&self) -> Faults {
+        let mut faults = Faults::new();
+        parents(&self.parent_refs, &mut faults);
+        layer4(&self.rules, &mut faults);
+        faults
+    }
+}
+
+impl TlsRouteSpec {
+    /// Everything wrong with it: path below `spec`, and why.
+    #[must_use]
+    pub fn faults(&self) -> Faults {
+        let mut faults = Faults::new();
+        parents(&self.parent_refs, &mut faults);
+        count(self.hostnames.len(), 1, 16, "hostnames", &mut faults);
+        for (i, name) in self.hostnames.iter().enumerate() {
+            let bare = name.strip_prefix("*.").unwrap_or(name);
+            if !crate::model::manifest::is_dns(bare, 253) {
+                faults.push((format!("hostnames[{i}]"), "must be a host name".into()));
+            }
+        }
+        layer4(&self.rules, &mut faults);
+        faults
+    }
+}
+
+fn layer4(rules: &[Layer4Rule], faults: &mut Faults) {
+    count(rules.len(), 1, 1, "rules", faults);
+    for (i, rule) in rules.iter().enumerate() {
+        let path = format!("rules[{i}]");
+        let mut at = At { path, faults };
+        backends(&rule.backend_refs, &mut at);
+        let filtered = rule.backend_refs.iter().any(|b| !b.filters.is_empty());
+        at.bad_if(filtered, "backendRefs", "must not have filters");
+        let weighty = rule.backend_refs.iter().any(|b| b.weight != Some(0));
+        at.bad_if(
+            !weighty,
+            "backendRefs",
+            "must have one with a weight over 0",
+        );
     }
 }
 

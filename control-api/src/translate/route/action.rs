@@ -219,7 +219,7 @@ pub(super) fn to_backends(
 }
 
 /// Also a backend that is not there has a name: when it comes, it is used.
-pub(super) fn cluster(namespace: &str, backend: &BackendRef) -> String {
+pub(in crate::translate) fn cluster(namespace: &str, backend: &BackendRef) -> String {
     let namespace = backend.namespace.as_deref().unwrap_or(namespace);
     names::service_cluster(namespace, &backend.name, backend.port.unwrap_or_default())
 }

@@ -59,8 +59,8 @@ fn escape(value: &str) -> String {
     value.replace('%', "%%")
 }
 
-/// A new path in place of a matched prefix: for Envoy either a plain prefix, or, where the new one is
-/// the root, a pattern that does not leave two slashes.
+/// A new path in place of a matched prefix: for Envoy either a plain prefix, or, where the new one
+/// is the root, a pattern that does not leave two slashes.
 #[derive(Debug)]
 pub(super) enum NewPath {
     Prefix(String),

@@ -16,8 +16,8 @@ use crate::{
     translate::text::{compared_header as header, regex, string},
 };
 
-/// The order in which routes are asked, as the Gateway API has it for matches: exact paths, then the
-/// longest prefix, then a method, then the most headers, then the most query parameters. Regular
+/// The order in which routes are asked, as the Gateway API has it for matches: exact paths, then
+/// the longest prefix, then a method, then the most headers, then the most query parameters. Regular
 /// expressions, whose place it leaves open, come after exact paths.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Precedence {

@@ -39,26 +39,34 @@ struct Match<'r> {
     prefix: Option<&'r str>,
 }
 
-/// Routes for requests to `port`; `None` if no route is attached to it. Routes in the caller's
+/// Which routes a function looks at.
+type Of = fn(&Spec) -> bool;
+
+/// The routes of a sort that hold for `port` and callers like `viewer`. Routes in the caller's
 /// namespace for a service of another one go before the service's own (GEP-1426: consumer routes).
-pub(super) fn routes(world: &World, viewer: &Viewer, port: &PortRef<'_>) -> Option<Vec<Route>> {
+pub(in crate::translate) fn chosen<'w>(
+    world: &'w World,
+    viewer: &Viewer,
+    port: &PortRef<'w>,
+    of: Of,
+) -> Vec<&'w Object> {
     let attached = world.attached(port.key).iter();
-    let attached: Vec<_> = attached.filter(|object| is_for(object, port)).collect();
-    let owner = port.key.namespace.as_str();
-    let of = |namespace: &str| -> Vec<&Object> {
-        let all = attached.iter().filter(|o| o.key.namespace == namespace);
-        all.map(|object| object.as_ref()).collect()
-    };
-    let consumer = if viewer.namespace == owner {
-        Vec::new()
-    } else {
-        of(&viewer.namespace)
-    };
-    let chosen = if consumer.is_empty() {
-        of(owner)
-    } else {
-        consumer
-    };
+    let fitting = attached.filter(|object| of(&object.spec) && is_for(object, port));
+    let (own, others): (Vec<&Object>, Vec<&Object>) = fitting
+        .map(AsRef::as_ref)
+        .partition(|object| object.key.namespace == port.key.namespace);
+    let consumer = |object: &&Object| object.key.namespace == viewer.namespace;
+    let consumers: Vec<_> = others.into_iter().filter(consumer).collect();
+    if consumers.is_empty() { own } else { consumers }
+}
+
+/// Whether routes of requests hold for `port`.
+pub(in crate::translate) const HTTP: Of =
+    |spec| matches!(spec, Spec::HttpRoute(_) | Spec::GrpcRoute(_));
+
+/// Routes for requests to `port`; `None` if no route is attached to it.
+pub(super) fn routes(world: &World, viewer: &Viewer, port: &PortRef<'_>) -> Option<Vec<Route>> {
+    let chosen = chosen(world, viewer, port, HTTP);
     if chosen.is_empty() {
         return None;
     }
@@ -84,6 +92,8 @@ fn parents(object: &Object) -> &[ParentRef] {
     match &object.spec {
         Spec::HttpRoute(route) => &route.parent_refs,
         Spec::GrpcRoute(route) => &route.parent_refs,
+        Spec::TlsRoute(route) => &route.parent_refs,
+        Spec::TcpRoute(route) => &route.parent_refs,
         _ => &[],
     }
 }

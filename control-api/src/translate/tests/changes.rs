@@ -55,8 +55,8 @@ proptest! {
 
     #[test]
     fn what_is_spared_is_the_same(
-        first in proptest::collection::vec(any::<bool>(), 32),
-        flips in proptest::collection::vec(0_usize..32, 1..4),
+        first in proptest::collection::vec(any::<bool>(), 64),
+        flips in proptest::collection::vec(0_usize..64, 1..4),
         services in any::<bool>(),
     ) {
         let all = objects();

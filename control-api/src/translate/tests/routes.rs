@@ -111,3 +111,85 @@ fn a_replaced_prefix_never_leaves_two_slashes() {
     assert_eq!(rewritten("/", "/b"), "\"/b/\"");
     assert_eq!(rewritten("/", "/"), "\"/\"");
 }
+
+fn chains(world: &crate::translate::World, viewer: &Viewer) -> Vec<String> {
+    let listener = super::json(
+        world,
+        viewer,
+        super::ResourceType::Listener,
+        "outbound/10.96.1.1:80",
+    );
+    let all = listener["filter_chains"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let default = listener.get("default_filter_chain").cloned();
+    let end = |chain: &serde_json::Value| {
+        let end = &chain["filters"][0]["typed_config"];
+        let target = end
+            .get("cluster")
+            .unwrap_or_else(|| &end["rds"]["route_config_name"]);
+        format!(
+            "{} {}",
+            chain["name"].as_str().unwrap(),
+            target.as_str().unwrap()
+        )
+    };
+    all.iter().chain(&default).map(end).collect()
+}
+
+fn with_layer4(namespace: &str, kinds: &[&str]) -> String {
+    let mut manifest = with_rules("[{}]");
+    for kind in kinds {
+        let hosts = if *kind == "TLSRoute" {
+            "hostnames: [h.example]"
+        } else {
+            ""
+        };
+        manifest.push_str(&format!(
+            "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: {kind}
+metadata: {{name: l4, namespace: {namespace}}}
+spec:
+  parentRefs: [{{name: s, namespace: t}}]
+  {hosts}
+  rules: [{{backendRefs: [{{name: o, port: 1}}]}}]
+"
+        ));
+    }
+    manifest
+}
+
+#[test]
+fn routes_of_connections_hold_for_what_is_no_request() {
+    let http = "http outbound|80|s.t.svc";
+    let own = "tcp outbound|80||s.t.svc";
+    let tcp = world(&with_layer4("t", &["TCPRoute"]));
+    assert_eq!(chains(&tcp, &web()), [http, "tcp outbound|1||o.t.svc"]);
+    let tls = world(&with_layer4("t", &["TLSRoute"]));
+    assert_eq!(
+        chains(&tls, &web()),
+        [http, "t/l4 outbound|1||o.t.svc", own]
+    );
+    // A consumer's is for its namespace.
+    let consumer = world(&with_layer4("web", &["TCPRoute", "TLSRoute"]));
+    assert_eq!(chains(&consumer, &cart()), [http, own]);
+    let theirs = [
+        http,
+        "web/l4 outbound|1||o.web.svc",
+        "tcp outbound|1||o.web.svc",
+    ];
+    assert_eq!(chains(&consumer, &web()), theirs);
+}
+
+#[test]
+fn a_tcp_route_alone_makes_the_port_opaque() {
+    let manifest = with_layer4("t", &["TCPRoute"]);
+    let documents = manifest.split("---");
+    let kept: Vec<_> = documents
+        .filter(|text| !text.contains("name: r, namespace: t"))
+        .collect();
+    let alone = world(&kept.join("---"));
+    assert_eq!(chains(&alone, &web()), ["tcp outbound|1||o.t.svc"]);
+}
