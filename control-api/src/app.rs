@@ -20,6 +20,7 @@ use crate::{
     ca::{Authority, CaError, CertificateServer, Tokens},
     clock::Clock,
     identity::check_trust_domain,
+    model::MAX_MANIFEST,
     serve::{Port, Routes},
     store::{Store, StoreError},
     telemetry::{self, Metrics},
@@ -156,7 +157,8 @@ impl Parts {
         Ok(Routes::default()
             .with(
                 control::SERVICE_NAME,
-                control::ControlServiceServer::new(control),
+                control::ControlServiceServer::new(control)
+                    .max_decoding_message_size(MAX_MANIFEST + API_OVERHEAD),
             )
             .with(HEALTH, health())
             .with(REFLECTION, reflection().build_v1().map_err(broken)?)
@@ -167,6 +169,8 @@ impl Parts {
     }
 }
 
+/// What an Apply has beside the manifest.
+const API_OVERHEAD: usize = 64 << 10;
 const HEALTH: &str = "grpc.health.v1.Health";
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 /// Older tools ask for this one only.

@@ -98,6 +98,7 @@ impl ControlService for ControlServer {
         Ok(Response::new(pb::ApplyResponse {
             revision: applied.revision,
             outcomes: convert::outcomes(&applied),
+            warnings: applied.warnings.iter().map(ToString::to_string).collect(),
         }))
     }
 

@@ -216,6 +216,9 @@ async fn apply(
         .map_err(|s| said(&s))?
         .into_inner();
     show::outcomes(out, &answer.outcomes, args.dry_run)?;
+    for warning in &answer.warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
     if args.dry_run || !args.wait {
         return Ok(ExitCode::SUCCESS);
     }

@@ -16,6 +16,9 @@ pub use args::Args;
 /// For a call and for the connection that it needs; waiting calls say their own.
 const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
+/// A list of everything may be longer than what was ever applied at once.
+const MAX_ANSWER: usize = 256 << 20;
+
 /// Some proxies refused what was applied, or have not answered in time.
 pub const EXIT_NOT_LIVE: u8 = 3;
 
@@ -50,7 +53,7 @@ fn connect(server: &str) -> anyhow::Result<Client> {
     let endpoint = Endpoint::from_shared(format!("http://{server}"))
         .with_context(|| format!("--server {server:?} is not host:port"))?
         .connect_timeout(CONNECT_TIMEOUT);
-    Ok(Client::new(endpoint.connect_lazy()))
+    Ok(Client::new(endpoint.connect_lazy()).max_decoding_message_size(MAX_ANSWER))
 }
 
 /// The message of a status, which is all that people want of it.

@@ -7,8 +7,11 @@ use super::{Invalid, Key, Kind, Object, Spec, common::Faults};
 
 /// Where objects go that name no namespace.
 pub const DEFAULT_NAMESPACE: &str = "default";
-/// A manifest's size; what a gRPC message may have by default.
-const MAX_MANIFEST: usize = 4 << 20;
+/// A manifest's size: ten thousand services with twenty endpoints each.
+pub const MAX_MANIFEST: usize = 16 << 20;
+/// Its documents, and what they hold; a document that small can hardly be deep or repeat itself.
+const MAX_DOCUMENTS: usize = 20_000;
+const MAX_NODES: usize = 4_000_000;
 /// RFC 1123 subdomain, as Kubernetes has it for names.
 const MAX_NAME: usize = 253;
 /// RFC 1123 label, as Kubernetes has it for namespaces.
@@ -32,7 +35,15 @@ pub fn parse_manifest(text: &str, namespace: &str) -> Result<Vec<Object>, Vec<In
         return Err(whole(format!("is longer than {MAX_MANIFEST} bytes")));
     }
     // YAML 1.2: a header's value `on` or `y` is a text.
-    let options = serde_saphyr::options! { strict_booleans: true };
+    let budget = serde_saphyr::budget! {
+        max_documents: MAX_DOCUMENTS,
+        max_nodes: MAX_NODES,
+        max_events: MAX_NODES * 2,
+    };
+    let options = serde_saphyr::options! {
+        strict_booleans: true,
+        budget: budget,
+    };
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
         .map_err(|error| whole(format!("is not YAML: {error}")))?;
     let (mut objects, mut faults) = (Vec::<Object>::new(), Vec::new());

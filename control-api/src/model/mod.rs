@@ -3,6 +3,7 @@
 mod authz;
 mod common;
 mod manifest;
+mod references;
 mod route;
 mod service;
 #[cfg(test)]
@@ -16,7 +17,8 @@ use serde_json::Value;
 
 pub use authz::{Action, AuthorizationPolicySpec, Block, HeaderMatch, Operation, Rule, Source};
 pub use common::{Selector, Share, Span, TargetRef, TextMatch};
-pub use manifest::{DEFAULT_NAMESPACE, parse_manifest, parse_object};
+pub use manifest::{DEFAULT_NAMESPACE, MAX_MANIFEST, parse_manifest, parse_object};
+pub use references::dangling;
 pub use route::{
     BackendRef, Filter, Fraction, GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule, HeaderModifier,
     HeaderValue, HttpMatch, HttpRouteSpec, HttpRule, Layer4Rule, Mirror, ParentRef, PathKind,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::model::{Invalid, Key, Object, Objects, parse_object};
+use crate::model::{Invalid, Key, Object, Objects, dangling, parse_object};
 
 /// `<kind>/<namespace>/<name>` to [`Record`] in JSON.
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
@@ -89,6 +89,8 @@ pub struct Applied {
     pub revision: u64,
     /// What became of each object.
     pub outcomes: Vec<(Key, Change)>,
+    /// References in them that lead nowhere.
+    pub warnings: Vec<Invalid>,
 }
 
 /// See the module.
@@ -222,15 +224,25 @@ impl Store {
         if !conflicts.is_empty() {
             return Err(StoreError::Conflict(conflicts));
         }
+        let objects = outcomes.iter().filter_map(|(key, _)| next.by_key.get(key));
+        let warnings = objects.flat_map(|object| dangling(&next, object)).collect();
         if dry_run || outcomes.iter().all(|(_, c)| *c == Change::Unchanged) {
             let revision = current.revision;
-            return Ok(Applied { revision, outcomes });
+            return Ok(Applied {
+                revision,
+                outcomes,
+                warnings,
+            });
         }
         self.commit(&next, &outcomes)?;
         let revision = next.revision;
         *current = Arc::new(next);
         self.changed.send_replace(Arc::clone(&current));
-        Ok(Applied { revision, outcomes })
+        Ok(Applied {
+            revision,
+            outcomes,
+            warnings,
+        })
     }
 
     fn commit(&self, next: &Objects, outcomes: &[(Key, Change)]) -> Result<(), StoreError> {

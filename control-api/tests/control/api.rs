@@ -96,6 +96,32 @@ async fn what_is_checked_only_is_not_kept() {
 }
 
 #[tokio::test]
+async fn references_that_lead_nowhere_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = control_plane(dir.path(), Clock::system()).await;
+    let route = format!(
+        "{CART}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: cart, namespace: shop}}
+spec:
+  parentRefs: [{{name: cart, port: 81}}]
+  rules: [{{backendRefs: [{{name: cart, port: 80}}, {{name: v2, namespace: other, port: 80}}]}}]
+"
+    );
+    let answer = apply(&running, &route).await.unwrap();
+    assert_eq!(
+        answer.warnings,
+        [
+            "HTTPRoute shop/cart: spec.parentRefs[0]: Service shop/cart has no port 81",
+            "HTTPRoute shop/cart: spec.rules[0].backendRefs[1]: Service other/v2 does not exist",
+        ]
+    );
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn two_services_cannot_have_one_address() {
     let dir = tempfile::tempdir().unwrap();
     let running = control_plane(dir.path(), Clock::system()).await;

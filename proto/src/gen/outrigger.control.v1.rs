@@ -137,6 +137,9 @@ pub struct ApplyResponse {
     pub revision: u64,
     #[prost(message, repeated, tag = "2")]
     pub outcomes: ::prost::alloc::vec::Vec<Outcome>,
+    /// What was taken and does nothing yet, like a reference to a Service that is not there.
+    #[prost(string, repeated, tag = "3")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 impl ::prost::Name for ApplyResponse {
     const NAME: &'static str = "ApplyResponse";
