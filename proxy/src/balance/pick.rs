@@ -225,7 +225,8 @@ impl Level {
             Balancing::RingHash { .. } | Balancing::Maglev { .. } => {
                 // What was tried moves the hash on, so that the next one in the ring is found.
                 let hash = cx.hash.unwrap_or_else(|| rng.random());
-                let hash = hash.wrapping_add(cx.tried.len() as u64 * 0x9e37_79b9_7f4a_7c15);
+                let step = (cx.tried.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                let hash = hash.wrapping_add(step);
                 self.hashed(hash)
             }
         }
@@ -405,4 +406,67 @@ fn maglev(members: &[Arc<EndpointState>], size: u32) -> Vec<u32> {
     }
     table.retain(|slot| *slot != FREE);
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+    use crate::{
+        balance::endpoint::Runtime,
+        config::endpoint::{Endpoint, HealthStatus},
+    };
+
+    fn member(n: u8, now: Instant) -> Arc<EndpointState> {
+        Arc::new(EndpointState {
+            id: n.into(),
+            config: Arc::new(Endpoint {
+                address: SocketAddr::from(([10, 0, 0, n], 80)),
+                health: HealthStatus::Healthy,
+                weight: 1,
+                hostname: None,
+                health_check_address: None,
+                transport_match: Vec::new(),
+                hash_key: None,
+                workload: None,
+            }),
+            tls: None,
+            run: Runtime::new(n.into(), now, Duration::ZERO),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rt_05_hash_balancers_go_on_to_untried_members() {
+        let now = Instant::now();
+        let members: Vec<_> = (1..=4).map(|n| member(n, now)).collect();
+        let hashed = [
+            Balancing::RingHash {
+                min_size: 64,
+                max_size: 1024,
+            },
+            Balancing::Maglev { table_size: 251 },
+        ];
+        for balancing in hashed {
+            let eligible = Eligible::new(&[members.clone()], balancing, 140, 50, now);
+            let mut rng = StdRng::seed_from_u64(7);
+            let mut tried = Vec::new();
+            for _ in 0..members.len() {
+                let cx = PickCx {
+                    hash: Some(u64::MAX),
+                    tried: &tried,
+                    original_dst: None,
+                    now,
+                };
+                let turn = AtomicUsize::new(0);
+                let picked = eligible
+                    .pick(&cx, balancing, &turn, &mut rng)
+                    .expect("a member");
+                assert!(!tried.contains(&picked.config.address), "{balancing:?}");
+                tried.push(picked.config.address);
+            }
+        }
+    }
 }
