@@ -5,12 +5,15 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicU32, AtomicU64, AtomicUsize,
+            Ordering::{Acquire, Relaxed},
+        },
     },
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use rand::{Rng, RngExt};
 use tokio::time::Instant;
 
@@ -18,13 +21,14 @@ use super::{
     Outcome,
     breaker::{Admitted, Breaker, BreakerState},
     endpoint::{EndpointState, EndpointView, Runtime},
-    pick::{Eligible, PickCx},
+    outlier::EjectionReason,
+    pick::{Eligible, How, PickCx, Rules},
 };
 use crate::{
     config::{
         Cluster,
         cluster::{Balancing, Discovery, Limits},
-        endpoint::{Endpoint, Endpoints, HealthStatus},
+        endpoint::{Endpoint, Endpoints, HealthStatus, Locality},
     },
     fault::Fault,
 };
@@ -45,21 +49,30 @@ pub(super) struct ClusterRun {
     retries: AtomicU32,
     turn: AtomicUsize,
     breaker: Mutex<Option<Breaker>>,
-    totals: Totals,
+    pub(super) totals: Totals,
+    /// Grows whenever the health of a member changes, so that every list made before is known to
+    /// be out of date, also by handles that are newer than the one that noticed.
+    pub(super) version: AtomicU64,
+    /// Those who are members now. Held while deciding about an ejection, so that two workers
+    /// together do not eject more than is allowed.
+    pub(super) roster: Mutex<Vec<Arc<Runtime>>>,
     original_dst: Mutex<OriginalDst>,
 }
 
 #[derive(Debug, Default)]
-struct Totals {
-    requests: AtomicU64,
-    connections: AtomicU64,
+pub(super) struct Totals {
+    pub(super) requests: AtomicU64,
+    pub(super) connections: AtomicU64,
     retries: AtomicU64,
     over_requests: AtomicU64,
     over_connections: AtomicU64,
     over_pending: AtomicU64,
     over_retries: AtomicU64,
     breaker_rejected: AtomicU64,
-    ejections: AtomicU64,
+    dropped: AtomicU64,
+    pub(super) ejections: [AtomicU64; EjectionReason::ALL.len()],
+    pub(super) checks: AtomicU64,
+    pub(super) checks_failed: AtomicU64,
 }
 
 /// A cluster in use. A change of configuration makes a new one that shares what was learned.
@@ -70,7 +83,25 @@ pub struct ClusterHandle {
     pub(super) run: Arc<ClusterRun>,
     pub(super) members: Vec<Vec<Arc<EndpointState>>>,
     eligible: ArcSwap<Eligible>,
+    /// Held by the one who makes `eligible` anew.
+    renewing: Mutex<()>,
+    /// Where this proxy runs, for zone-aware balancing.
+    home: Arc<Locality>,
+    /// Of an aggregate: the clusters it is made of, first choice first.
+    pub(super) parts: Vec<Arc<Self>>,
     ids: Arc<AtomicU64>,
+}
+
+/// What a handle is made of.
+#[derive(Debug)]
+pub(super) struct Makings {
+    pub(super) config: Arc<Cluster>,
+    pub(super) source: Arc<Endpoints>,
+    pub(super) run: Arc<ClusterRun>,
+    pub(super) members: Vec<Vec<Arc<EndpointState>>>,
+    pub(super) parts: Vec<Arc<ClusterHandle>>,
+    pub(super) home: Arc<Locality>,
+    pub(super) ids: Arc<AtomicU64>,
 }
 
 /// Numbers for metrics and the admin page.
@@ -89,7 +120,13 @@ pub struct ClusterStats {
     pub over_retries: u64,
     pub breaker: Option<(BreakerState, u64)>,
     pub breaker_rejected: u64,
+    /// Dropped on purpose because the control plane said so (`drop_overloads`).
+    pub dropped: u64,
     pub ejections: u64,
+    /// In the order of [`EjectionReason::ALL`].
+    pub ejections_by_reason: [u64; EjectionReason::ALL.len()],
+    pub checks: u64,
+    pub checks_failed: u64,
     pub endpoints: usize,
     pub healthy: usize,
 }
@@ -106,6 +143,8 @@ impl ClusterRun {
             turn: AtomicUsize::new(0),
             breaker: Mutex::new(None),
             totals: Totals::default(),
+            version: AtomicU64::new(0),
+            roster: Mutex::default(),
             original_dst: Mutex::default(),
         })
     }
@@ -196,6 +235,15 @@ pub struct Picked {
 }
 
 impl Picked {
+    /// One that counts as in flight already.
+    #[cfg(test)]
+    pub(super) const fn for_tests(
+        endpoint: Arc<EndpointState>,
+        cluster: Arc<ClusterHandle>,
+    ) -> Self {
+        Self { endpoint, cluster }
+    }
+
     /// Ends the try with what it says about the endpoint.
     pub fn record(self, outcome: Outcome, latency: Duration, now: Instant) {
         let decay = self.cluster.decay();
@@ -211,14 +259,16 @@ impl Drop for Picked {
 }
 
 impl ClusterHandle {
-    pub(super) fn new(
-        config: Arc<Cluster>,
-        source: Arc<Endpoints>,
-        run: Arc<ClusterRun>,
-        members: Vec<Vec<Arc<EndpointState>>>,
-        ids: Arc<AtomicU64>,
-        now: Instant,
-    ) -> Arc<Self> {
+    pub(super) fn new(makings: Makings, now: Instant) -> Arc<Self> {
+        let Makings {
+            config,
+            source,
+            run,
+            members,
+            parts,
+            home,
+            ids,
+        } = makings;
         {
             let mut breaker = run.breaker.lock().unwrap_or_else(PoisonError::into_inner);
             let same = breaker.as_ref().map(Breaker::settings) == config.breaker.as_ref();
@@ -226,16 +276,23 @@ impl ClusterHandle {
                 *breaker = config.breaker.map(Breaker::new);
             }
         }
-        let this = Arc::new(Self {
+        {
+            let mut roster = run.roster.lock().unwrap_or_else(PoisonError::into_inner);
+            *roster = members.iter().flatten().map(|m| m.run.clone()).collect();
+        }
+        let this = Self {
             config,
             source,
             run,
             members,
             eligible: ArcSwap::default(),
+            renewing: Mutex::new(()),
+            home,
+            parts,
             ids,
-        });
-        this.refresh(now);
-        this
+        };
+        this.eligible.store(this.make_eligible(now));
+        Arc::new(this)
     }
 
     pub(super) fn decay(&self) -> Duration {
@@ -253,21 +310,62 @@ impl ClusterHandle {
         }
     }
 
-    /// Makes the list of members to choose from anew.
-    pub(super) fn refresh(&self, now: Instant) {
-        self.eligible.store(Arc::new(Eligible::new(
+    fn make_eligible(&self, now: Instant) -> Arc<Eligible> {
+        // Read first: a change that comes while the list is made makes it out of date at once.
+        let version = self.run.version.load(Acquire);
+        let rules = Rules {
+            balancing: self.config.balancing,
+            locality: self.config.locality,
+            panic_threshold: self.config.panic_threshold,
+            home: &self.home,
+        };
+        Arc::new(Eligible::new(
             &self.members,
-            self.config.balancing,
-            self.source.overprovisioning,
-            self.config.panic_threshold,
+            &self.source,
+            &rules,
+            version,
             now,
-        )));
+        ))
     }
 
-    /// Admits a request past breaker and limit.
+    /// The list of members to choose from. When somebody's health changed or an ejection ended,
+    /// one caller makes it anew; the others go on with the old one for those microseconds.
+    fn eligible(&self, now: Instant) -> Guard<Arc<Eligible>> {
+        let eligible = self.eligible.load();
+        if eligible.is_current(self.run.version.load(Relaxed), now) {
+            return eligible;
+        }
+        let Ok(_one) = self.renewing.try_lock() else {
+            return eligible;
+        };
+        self.eligible.store(self.make_eligible(now));
+        self.eligible.load()
+    }
+
+    /// The cluster that takes requests now: this one, or, of an aggregate, the first of its parts
+    /// that has an endpoint to use (gRFC A37), or the first when none has. Limits, breaker and
+    /// protocol are those of the part, as in Envoy.
+    #[must_use]
+    pub fn resolve(self: &Arc<Self>, now: Instant) -> Arc<Self> {
+        let mut parts = self.parts.iter();
+        match parts
+            .find(|part| part.is_usable(now))
+            .or_else(|| self.parts.first())
+        {
+            // Parts of a part were laid out flat when this was made.
+            Some(part) => Arc::clone(part),
+            None => Arc::clone(self),
+        }
+    }
+
+    fn is_usable(&self, now: Instant) -> bool {
+        self.config.discovery == Discovery::OriginalDst || self.eligible(now).is_usable()
+    }
+
+    /// Admits a request past load shedding, breaker and limit.
     ///
     /// # Errors
-    /// `BreakerOpen` or `OverflowRequests`.
+    /// `DropOverload`, `BreakerOpen` or `OverflowRequests`.
     pub fn admit(
         &self,
         high: bool,
@@ -275,6 +373,12 @@ impl ClusterHandle {
         rng: &mut impl Rng,
     ) -> Result<RequestPermit, Fault> {
         let totals = &self.run.totals;
+        for (_category, share) in &self.source.drops {
+            if share.hits(rng) {
+                totals.dropped.fetch_add(1, Relaxed);
+                return Err(Fault::DropOverload);
+            }
+        }
         let mut admitted = None;
         if self.config.breaker.is_some() {
             let mut breaker = self
@@ -384,16 +488,19 @@ impl ClusterHandle {
     /// # Errors
     /// `NoEndpoints` or `NoHealthyEndpoint`.
     pub fn pick(self: &Arc<Self>, cx: &PickCx<'_>, rng: &mut impl Rng) -> Result<Picked, Fault> {
+        if !self.parts.is_empty() {
+            return self.resolve(cx.now).pick(cx, rng);
+        }
         let endpoint = if self.config.discovery == Discovery::OriginalDst {
             let address = cx.original_dst.ok_or(Fault::NoEndpoints)?;
             self.original_dst(address, cx.now)
         } else {
-            let mut eligible = self.eligible.load();
-            if eligible.until.is_some_and(|until| until <= cx.now) {
-                self.refresh(cx.now);
-                eligible = self.eligible.load();
-            }
-            eligible.pick(cx, self.config.balancing, &self.run.turn, rng)?
+            let how = How {
+                balancing: self.config.balancing,
+                slow_start: self.config.slow_start.as_ref(),
+                turn: &self.run.turn,
+            };
+            self.eligible(cx.now).pick(cx, &how, rng)?
         };
         endpoint.run.in_flight.fetch_add(1, Relaxed);
         Ok(Picked {
@@ -436,105 +543,10 @@ impl ClusterHandle {
             id,
             tls: self.config.tls.of(&config).cloned(),
             config,
-            run: Runtime::new(id, self.run.base, Duration::ZERO),
+            run: Runtime::new(id, self.run.base, Duration::ZERO, now),
         });
         known.insert(address, (Arc::clone(&member), now));
         member
-    }
-
-    /// Passive ejection by consecutive failures (Envoy outlier detection). The limit on how many
-    /// may be ejected is an upper bound, the single-endpoint case included (RT-09).
-    fn judge(&self, endpoint: &EndpointState, outcome: Outcome, now: Instant) {
-        let Some(outlier) = &self.config.outlier else {
-            return;
-        };
-        let run = &endpoint.run;
-        let reached = |counter: &AtomicU32, counts: bool, limit: Option<u32>| {
-            if !counts {
-                return false;
-            }
-            let n = counter.fetch_add(1, Relaxed) + 1;
-            limit.is_some_and(|limit| n >= limit)
-        };
-        let (local, gateway, server) = match outcome {
-            Outcome::Success => {
-                run.consecutive_5xx.store(0, Relaxed);
-                run.consecutive_gateway.store(0, Relaxed);
-                run.consecutive_local.store(0, Relaxed);
-                return;
-            }
-            Outcome::Neutral => return,
-            Outcome::ServerError => (false, false, true),
-            Outcome::GatewayError => (false, true, true),
-            Outcome::ConnectFailed | Outcome::Timeout | Outcome::Reset => {
-                (true, !outlier.split_local, !outlier.split_local)
-            }
-        };
-        let local_limit = outlier
-            .split_local
-            .then_some(outlier.consecutive_local)
-            .flatten();
-        let out = [
-            reached(&run.consecutive_local, local, local_limit),
-            reached(
-                &run.consecutive_gateway,
-                gateway,
-                outlier.consecutive_gateway,
-            ),
-            reached(&run.consecutive_5xx, server, outlier.consecutive_5xx),
-        ];
-        if out.contains(&true) && run.ejected_at(now).is_none() {
-            self.eject(endpoint, now);
-        }
-    }
-
-    fn eject(&self, endpoint: &EndpointState, now: Instant) {
-        let Some(outlier) = &self.config.outlier else {
-            return;
-        };
-        let all = self.members.iter().flatten();
-        let ejected = all
-            .clone()
-            .filter(|m| m.run.ejected_at(now).is_some())
-            .count();
-        let allowed = all.count() * outlier.max_ejection_percent.min(100) as usize / 100;
-        let allowed = if outlier.always_eject_one {
-            allowed.max(1)
-        } else {
-            allowed
-        };
-        if ejected >= allowed {
-            return;
-        }
-        let run = &endpoint.run;
-        let times = run.ejections.fetch_add(1, Relaxed) + 1;
-        let length = outlier
-            .base_ejection
-            .saturating_mul(times)
-            .min(outlier.max_ejection.max(outlier.base_ejection));
-        run.eject_until(now + length);
-        run.consecutive_5xx.store(0, Relaxed);
-        run.consecutive_gateway.store(0, Relaxed);
-        run.consecutive_local.store(0, Relaxed);
-        self.run.totals.ejections.fetch_add(1, Relaxed);
-        tracing::info!(
-            cluster = %self.config.name,
-            endpoint = %endpoint.config.address,
-            seconds = length.as_secs_f64(),
-            "endpoint ejected"
-        );
-        self.refresh(now);
-    }
-
-    /// Lets ejection times shrink again for members that behave; call once an outlier interval.
-    pub fn sweep(&self, now: Instant) {
-        for member in self.members.iter().flatten() {
-            if member.run.ejected_at(now).is_none() {
-                let update = |n: u32| n.checked_sub(1);
-                // None left to take off is fine.
-                let _before = member.run.ejections.fetch_update(Relaxed, Relaxed, update);
-            }
-        }
     }
 
     /// Numbers as they are now.
@@ -543,6 +555,7 @@ impl ClusterHandle {
         let sum = |pair: &[AtomicU32; 2]| pair.iter().map(|n| n.load(Relaxed)).sum();
         let total = |n: &AtomicU64| n.load(Relaxed);
         let run = &self.run;
+        let ejections = run.totals.ejections.each_ref().map(total);
         let all = self.members.iter().flatten();
         let breaker = run.breaker.lock().unwrap_or_else(PoisonError::into_inner);
         ClusterStats {
@@ -559,7 +572,11 @@ impl ClusterHandle {
             over_retries: total(&run.totals.over_retries),
             breaker: breaker.as_ref().map(|b| (b.state(), b.transitions())),
             breaker_rejected: total(&run.totals.breaker_rejected),
-            ejections: total(&run.totals.ejections),
+            dropped: total(&run.totals.dropped),
+            ejections: ejections.iter().sum(),
+            ejections_by_reason: ejections,
+            checks: total(&run.totals.checks),
+            checks_failed: total(&run.totals.checks_failed),
             endpoints: all.clone().count(),
             healthy: all.filter(|m| m.is_available(now)).count(),
         }

@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::Outcome;
 use crate::config::{
+    cluster::SlowStart,
     endpoint::{Endpoint, HealthStatus},
     tls::ClientTls,
 };
@@ -48,11 +49,29 @@ pub(super) struct Runtime {
     ejected_until: AtomicU64,
     /// How many ejection times the next one lasts, less one.
     pub(super) ejections: AtomicU32,
-    /// By active checks.
-    pub(super) check_failed: AtomicBool,
+    /// Tries since the last sweep that say something about the endpoint.
+    pub(super) answered: AtomicU32,
+    /// Those of them that failed.
+    pub(super) failed: AtomicU32,
+    /// What active checks say, a [`Checked`].
+    checked: AtomicU8,
+    /// Nanoseconds since `base`: when it became a member, or passed checks again. Slow start counts
+    /// from here.
+    warm_since: AtomicU64,
     pub(super) removed: AtomicBool,
     pub(super) successes: AtomicU64,
     pub(super) failures: AtomicU64,
+}
+
+/// What active checks say of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Checked {
+    /// Not checked, not checked yet (HC-06: usable meanwhile), or passing.
+    Passing,
+    Failing,
+    /// It said that it is going away: like draining, it is no member for new requests and does not
+    /// count as a failed one (HC-05).
+    Leaving,
 }
 
 /// What the admin page and the live view show of a member.
@@ -71,31 +90,78 @@ pub struct EndpointView {
 }
 
 impl Runtime {
-    pub(super) fn new(id: u64, base: Instant, rtt: Duration) -> Arc<Self> {
+    /// A new member at `now`. Its expected latency fades from here on, not from `base`: else a
+    /// member added late would look infinitely fast and draw a herd until its first answer.
+    pub(super) fn new(id: u64, base: Instant, rtt: Duration, now: Instant) -> Arc<Self> {
+        let at = nanos_between(base, now);
         Arc::new(Self {
             id,
             base,
             in_flight: AtomicU32::new(0),
             ewma: AtomicU64::new(nanos(rtt).to_bits()),
-            ewma_at: AtomicU64::new(0),
+            ewma_at: AtomicU64::new(at),
             consecutive_5xx: AtomicU32::new(0),
             consecutive_gateway: AtomicU32::new(0),
             consecutive_local: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
-            check_failed: AtomicBool::new(false),
+            answered: AtomicU32::new(0),
+            failed: AtomicU32::new(0),
+            checked: AtomicU8::new(0),
+            warm_since: AtomicU64::new(at),
             removed: AtomicBool::new(false),
             successes: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         })
     }
 
-    fn since_base(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.base)
+    fn millis(&self, now: Instant) -> u64 {
+        nanos_between(self.base, now) / 1_000_000
     }
 
-    pub(super) fn millis(&self, now: Instant) -> u64 {
-        u64::try_from(self.since_base(now).as_millis()).unwrap_or(u64::MAX)
+    pub(super) fn checked(&self) -> Checked {
+        match self.checked.load(Relaxed) {
+            0 => Checked::Passing,
+            1 => Checked::Failing,
+            _ => Checked::Leaving,
+        }
+    }
+
+    /// Takes note of what the checks say now; answers whether that is a change. A member that
+    /// passes again starts slowly again.
+    pub(super) fn set_checked(&self, checked: Checked, now: Instant) -> bool {
+        let code = match checked {
+            Checked::Passing => 0,
+            Checked::Failing => 1,
+            Checked::Leaving => 2,
+        };
+        let changed = self.checked.swap(code, Relaxed) != code;
+        if changed && checked == Checked::Passing {
+            self.warm_since
+                .store(nanos_between(self.base, now), Relaxed);
+        }
+        changed
+    }
+
+    /// The share of its weight that a member in slow start has (Envoy: the elapsed share of the
+    /// window to the power of 1/aggression, at least the stated minimum). It depends on this
+    /// member alone, whatever others come or go (RT-11).
+    pub(super) fn warmth(&self, slow: &SlowStart, now: Instant) -> f64 {
+        let since = self.warm_since.load(Relaxed);
+        let elapsed = nanos_between(self.base, now).saturating_sub(since);
+        let window = nanos(slow.window).max(1.0);
+        if as_f64(elapsed) >= window {
+            return 1.0;
+        }
+        let grown = (as_f64(elapsed) / window).powf(1.0 / slow.aggression.max(f64::MIN_POSITIVE));
+        grown.clamp((slow.min_weight_percent / 100.0).clamp(0.0, 1.0), 1.0)
+    }
+
+    /// Starts the counters of consecutive failures anew.
+    pub(super) fn reset_streaks(&self) {
+        self.consecutive_5xx.store(0, Relaxed);
+        self.consecutive_gateway.store(0, Relaxed);
+        self.consecutive_local.store(0, Relaxed);
     }
 
     pub(super) fn eject_until(&self, until: Instant) {
@@ -110,7 +176,7 @@ impl Runtime {
 
     /// Peak-sensitive moving average (Finagle, linkerd): up at once, down over `decay`.
     pub(super) fn observe(&self, rtt: Duration, decay: Duration, now: Instant) {
-        let at = u64::try_from(self.since_base(now).as_nanos()).unwrap_or(u64::MAX);
+        let at = nanos_between(self.base, now);
         let before = self.ewma_at.swap(at, Relaxed);
         let old = f64::from_bits(self.ewma.load(Relaxed));
         let rtt = nanos(rtt);
@@ -125,7 +191,7 @@ impl Runtime {
 
     /// The average as it has faded until `now`, in nanoseconds.
     pub(super) fn latency(&self, decay: Duration, now: Instant) -> f64 {
-        let at = u64::try_from(self.since_base(now).as_nanos()).unwrap_or(u64::MAX);
+        let at = nanos_between(self.base, now);
         let idle = at.saturating_sub(self.ewma_at.load(Relaxed));
         f64::from_bits(self.ewma.load(Relaxed)) * weight_left(idle, decay)
     }
@@ -135,12 +201,21 @@ fn nanos(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e9
 }
 
+/// 584 years fit.
+fn nanos_between(base: Instant, now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(base).as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[expect(
     clippy::cast_precision_loss,
     reason = "a ratio of times needs no last bit"
 )]
+const fn as_f64(nanos: u64) -> f64 {
+    nanos as f64
+}
+
 fn weight_left(elapsed_nanos: u64, decay: Duration) -> f64 {
-    (-(elapsed_nanos as f64) / nanos(decay).max(1.0)).exp()
+    (-as_f64(elapsed_nanos) / nanos(decay).max(1.0)).exp()
 }
 
 impl EndpointState {
@@ -150,12 +225,18 @@ impl EndpointState {
         self.run.removed.load(Relaxed)
     }
 
+    /// Whether it counts as a member at all: one that drains or said that it is leaving is not
+    /// used even in panic.
+    pub(super) fn is_member(&self) -> bool {
+        self.config.health != HealthStatus::Draining && self.run.checked() != Checked::Leaving
+    }
+
     /// Whether it may be picked when health matters.
     pub(super) fn is_available(&self, now: Instant) -> bool {
         matches!(
             self.config.health,
             HealthStatus::Healthy | HealthStatus::Degraded
-        ) && !self.run.check_failed.load(Relaxed)
+        ) && self.run.checked() == Checked::Passing
             && self.run.ejected_at(now).is_none()
     }
 
@@ -164,7 +245,7 @@ impl EndpointState {
         EndpointView {
             address: self.config.address,
             health: self.config.health,
-            check_failed: run.check_failed.load(Relaxed),
+            check_failed: run.checked() != Checked::Passing,
             ejected_for: run.ejected_at(now).map(|until| until - now),
             in_flight: run.in_flight.load(Relaxed),
             ewma: Duration::from_secs_f64((run.latency(decay, now) / 1e9).clamp(0.0, 1e6)),

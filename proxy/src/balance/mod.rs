@@ -5,10 +5,16 @@
 mod breaker;
 mod cluster;
 mod endpoint;
+pub mod health;
+mod outlier;
 mod pick;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod zones;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -18,15 +24,25 @@ use std::{
 
 use tokio::time::Instant;
 
+use cluster::{ClusterRun, Makings};
+
 pub use breaker::BreakerState;
 pub use cluster::{
     ClusterHandle, ClusterStats, ConnectionPermit, PendingPermit, Picked, RequestPermit,
     RetryPermit,
 };
 pub use endpoint::{EndpointState, EndpointView};
+pub use outlier::EjectionReason;
 pub use pick::PickCx;
 
-use crate::config::{Cluster, ClusterName, Endpoints, Snapshot, cluster::Balancing};
+use crate::config::{
+    Cluster, ClusterName, Endpoints, Snapshot,
+    cluster::{Balancing, Discovery},
+    endpoint::Locality,
+};
+
+/// Aggregates may name aggregates so deep; what is deeper is left out.
+const MAX_DEPTH: usize = 8;
 
 /// How a try or a request ended, as far as it says something about the endpoint or the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +70,7 @@ pub struct Live {
 #[derive(Debug)]
 pub struct Clusters {
     base: Instant,
+    home: Arc<Locality>,
     current: HashMap<ClusterName, Arc<ClusterHandle>>,
     ids: Arc<AtomicU64>,
 }
@@ -64,9 +81,17 @@ impl Clusters {
     pub fn new(now: Instant) -> Self {
         Self {
             base: now,
+            home: Arc::default(),
             current: HashMap::new(),
             ids: Arc::new(AtomicU64::new(1)),
         }
+    }
+
+    /// The same for a proxy that runs in `home`, which zone-aware clusters prefer.
+    #[must_use]
+    pub fn at_home(mut self, home: Locality) -> Self {
+        self.home = Arc::new(home);
+        self
     }
 
     /// The handles for `snapshot`. A cluster whose resource and members are the very same keeps its
@@ -75,18 +100,41 @@ impl Clusters {
     pub fn update(&mut self, snapshot: Arc<Snapshot>, now: Instant) -> Live {
         let none = Arc::new(Endpoints::default());
         let mut next = HashMap::with_capacity(snapshot.clusters.len());
-        for (name, config) in &snapshot.clusters {
+        let is_aggregate = |c: &Cluster| matches!(c.discovery, Discovery::Aggregate(_));
+        for (name, config) in snapshot.clusters.iter().filter(|(_, c)| !is_aggregate(c)) {
             let source = snapshot.endpoints.get(name).unwrap_or(&none);
             let old = self.current.get(name);
             let handle = match old {
                 Some(old)
                     if Arc::ptr_eq(&old.config, config)
                         && (Arc::ptr_eq(&old.source, source)
-                            || (old.members.is_empty() && source.priorities.is_empty())) =>
+                            || (old.source.priorities.is_empty() && old.source == *source)) =>
                 {
                     Arc::clone(old)
                 }
-                _ => self.renewed(old, config, source, now),
+                _ => self.renewed(old, config, source, Vec::new(), now),
+            };
+            next.insert(name.clone(), handle);
+        }
+        for (name, config) in snapshot.clusters.iter().filter(|(_, c)| is_aggregate(c)) {
+            let mut flat = Flat {
+                snapshot: &snapshot,
+                made: &next,
+                seen: HashSet::new(),
+                parts: Vec::new(),
+            };
+            flat.add(name, MAX_DEPTH);
+            let parts = flat.parts;
+            let old = self.current.get(name);
+            let same = |old: &&Arc<ClusterHandle>| {
+                let mut pairs = old.parts.iter().zip(&parts);
+                Arc::ptr_eq(&old.config, config)
+                    && old.parts.len() == parts.len()
+                    && pairs.all(|(a, b)| Arc::ptr_eq(a, b))
+            };
+            let handle = match old.filter(same) {
+                Some(old) => Arc::clone(old),
+                None => self.renewed(old, config, &none, parts, now),
             };
             next.insert(name.clone(), handle);
         }
@@ -108,6 +156,7 @@ impl Clusters {
         old: Option<&Arc<ClusterHandle>>,
         config: &Arc<Cluster>,
         source: &Arc<Endpoints>,
+        parts: Vec<Arc<ClusterHandle>>,
         now: Instant,
     ) -> Arc<ClusterHandle> {
         let known: HashMap<_, _> = old
@@ -121,7 +170,7 @@ impl Clusters {
         };
         let member = |endpoint: &Arc<crate::config::endpoint::Endpoint>| {
             let run = known.get(&endpoint.address).map_or_else(
-                || endpoint::Runtime::new(self.ids.fetch_add(1, Relaxed), self.base, rtt),
+                || endpoint::Runtime::new(self.ids.fetch_add(1, Relaxed), self.base, rtt, now),
                 |run| Arc::clone(run),
             );
             Arc::new(EndpointState {
@@ -139,18 +188,43 @@ impl Clusters {
                 all.map(member).collect()
             })
             .collect();
-        let run = old.map_or_else(
-            || cluster::ClusterRun::new(self.base),
-            |old| Arc::clone(&old.run),
-        );
-        ClusterHandle::new(
-            Arc::clone(config),
-            Arc::clone(source),
+        let run = old.map_or_else(|| ClusterRun::new(self.base), |old| Arc::clone(&old.run));
+        let makings = Makings {
+            config: Arc::clone(config),
+            source: Arc::clone(source),
             run,
             members,
-            Arc::clone(&self.ids),
-            now,
-        )
+            parts,
+            home: Arc::clone(&self.home),
+            ids: Arc::clone(&self.ids),
+        };
+        ClusterHandle::new(makings, now)
+    }
+}
+
+/// The clusters that an aggregate is made of in the end, in order, each once.
+struct Flat<'a> {
+    snapshot: &'a Snapshot,
+    made: &'a HashMap<ClusterName, Arc<ClusterHandle>>,
+    /// Names met before add nothing new; this also ends cycles.
+    seen: HashSet<&'a ClusterName>,
+    parts: Vec<Arc<ClusterHandle>>,
+}
+
+impl<'a> Flat<'a> {
+    fn add(&mut self, name: &'a ClusterName, depth: usize) {
+        if !self.seen.insert(name) {
+            return;
+        }
+        // The resource is asked first: handles of other aggregates may be among those made.
+        let config = self.snapshot.clusters.get(name);
+        if let Some(Discovery::Aggregate(names)) = config.map(|config| &config.discovery) {
+            for name in names.iter().filter(|_| depth > 0) {
+                self.add(name, depth - 1);
+            }
+        } else if let Some(handle) = self.made.get(name) {
+            self.parts.push(Arc::clone(handle));
+        }
     }
 }
 

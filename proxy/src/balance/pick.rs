@@ -13,16 +13,26 @@ use std::{
 use rand::{Rng, RngExt};
 use tokio::time::Instant;
 
-use super::endpoint::EndpointState;
+use super::{
+    endpoint::EndpointState,
+    tables,
+    zones::{self, Place},
+};
 use crate::{
-    config::{cluster::Balancing, endpoint::HealthStatus},
+    config::{
+        cluster::{Balancing, LocalityMode, SlowStart},
+        endpoint::{Endpoints, Locality, LocalityEndpoints},
+    },
     fault::Fault,
 };
 
-/// Slots of the weighted schedules; weights are scaled to fit.
-const MAX_SLOTS: u64 = 4096;
 /// Draws before the members are looked at one by one for one that was not tried yet.
 const DRAWS: usize = 4;
+/// Draws that may miss because of slow start. When all members are new, each is as good as another,
+/// so that the last draw counts whatever it is.
+const WARM_DRAWS: usize = 8;
+/// A member in slow start looks at most so much slower than it is.
+const MIN_WARMTH: f64 = 0.01;
 
 /// What a choice depends on besides the members.
 #[derive(Clone, Copy, Debug)]
@@ -36,21 +46,48 @@ pub struct PickCx<'a> {
     pub now: Instant,
 }
 
+/// What a list of eligible members is made by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules<'a> {
+    pub(super) balancing: Balancing,
+    pub(super) locality: LocalityMode,
+    pub(super) panic_threshold: u32,
+    pub(super) home: &'a Locality,
+}
+
+/// What a choice from it is made by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How<'a> {
+    pub(super) balancing: Balancing,
+    pub(super) slow_start: Option<&'a SlowStart>,
+    /// Whose turn it is in round robin.
+    pub(super) turn: &'a AtomicUsize,
+}
+
 /// Members that may be chosen, with what the balancer needs ready.
 #[derive(Debug, Default)]
 pub(super) struct Eligible {
     levels: Vec<Level>,
     /// Members there are at all, healthy or not.
-    pub(super) total: usize,
+    total: usize,
     /// When an ejection ends next, so that this list is out of date.
-    pub(super) until: Option<Instant>,
+    until: Option<Instant>,
+    /// Of the members' health, when this was made.
+    version: u64,
 }
 
 /// One priority.
 #[derive(Debug)]
 struct Level {
-    /// In percent; the levels' sum is 100.
+    /// In percent; the levels' sum is at most 100.
     load: u32,
+    groups: Vec<Group>,
+}
+
+/// Members that are balanced among each other: a locality, or all of a priority.
+#[derive(Debug)]
+struct Group {
+    share: u32,
     members: Vec<Arc<EndpointState>>,
     /// Indices into `members`, each as often as its weight says, well mixed; empty when all weigh
     /// the same.
@@ -66,97 +103,151 @@ enum Table {
     Maglev(Vec<u32>),
 }
 
-impl Eligible {
-    /// The list for `levels` of members at `now`, by Envoy's health arithmetic: a priority counts
-    /// as healthy as its share of healthy members times the overprovisioning factor says, load
-    /// goes to the first ones that make up 100 %, and a priority whose share is under the panic
-    /// threshold while there is not enough health anywhere ignores health.
-    pub(super) fn new(
-        priorities: &[Vec<Arc<EndpointState>>],
-        balancing: Balancing,
+/// A priority's members by place, with its health.
+struct Priority<'a> {
+    places: Vec<Place<'a>>,
+    /// Percent of the members that are healthy.
+    share: u32,
+    /// The same with overprovisioning, at most 100.
+    health: u32,
+}
+
+impl<'a> Priority<'a> {
+    fn new(
+        members: &[Arc<EndpointState>],
+        localities: &'a [LocalityEndpoints],
         overprovisioning: u32,
-        panic_threshold: u32,
         now: Instant,
     ) -> Self {
-        let mut levels = Vec::new();
-        let mut total = 0;
-        let mut until: Option<Instant> = None;
-        let mut facts = Vec::new();
-        for members in priorities {
-            let usable: Vec<_> = members
-                .iter()
-                .filter(|m| m.config.health != HealthStatus::Draining)
-                .collect();
-            let healthy: Vec<_> = usable
-                .iter()
-                .filter(|m| m.is_available(now))
-                .map(|m| Arc::clone(m))
-                .collect();
-            for member in &usable {
-                until = match (until, member.run.ejected_at(now)) {
-                    (Some(a), Some(b)) => Some(a.min(b)),
-                    (a, b) => a.or(b),
-                };
-            }
-            total += usable.len();
-            let share = healthy.len() * 100 / usable.len().max(1);
-            let share = u32::try_from(share).unwrap_or(0);
-            let health = (share * overprovisioning.max(100) / 100).min(100);
-            facts.push((usable, healthy, share, health));
+        let mut rest = members;
+        let places: Vec<_> = localities
+            .iter()
+            .map(|source| {
+                let (here, others) = rest
+                    .split_at_checked(source.endpoints.len())
+                    .unwrap_or((rest, &[]));
+                rest = others;
+                let here = || here.iter().filter(|m| m.is_member());
+                let usable: Vec<_> = here()
+                    .filter(|m| m.is_available(now))
+                    .map(Arc::clone)
+                    .collect();
+                Place {
+                    source,
+                    members: here().count(),
+                    healthy: usable.len(),
+                    usable,
+                }
+            })
+            .collect();
+        let all: usize = places.iter().map(|place| place.members).sum();
+        let healthy: usize = places.iter().map(|place| place.healthy).sum();
+        let share = u32::try_from(healthy * 100 / all.max(1)).unwrap_or(0);
+        Self {
+            places,
+            share,
+            health: (share * overprovisioning.max(100) / 100).min(100),
         }
-        let health_sum: u32 = facts.iter().map(|(.., health)| health).sum();
+    }
+
+    /// Takes all members for usable, healthy or not.
+    fn panic(&mut self, members: &[Arc<EndpointState>]) {
+        let mut rest = members;
+        for place in &mut self.places {
+            let (here, others) = rest
+                .split_at_checked(place.source.endpoints.len())
+                .unwrap_or((rest, &[]));
+            rest = others;
+            place.usable = here
+                .iter()
+                .filter(|m| m.is_member())
+                .map(Arc::clone)
+                .collect();
+        }
+    }
+}
+
+impl Eligible {
+    /// The list for `priorities` of members, which are those of `source` in its order, at `now`, by
+    /// Envoy's health arithmetic: a priority counts as healthy as its share of healthy members
+    /// times the overprovisioning factor says, load goes to the first ones that make up 100 %, and
+    /// a priority whose share is under the panic threshold while there is not enough health
+    /// anywhere ignores health.
+    pub(super) fn new(
+        priorities: &[Vec<Arc<EndpointState>>],
+        source: &Endpoints,
+        rules: &Rules<'_>,
+        version: u64,
+        now: Instant,
+    ) -> Self {
+        let facts: Vec<_> = priorities
+            .iter()
+            .zip(&source.priorities)
+            .map(|(members, places)| Priority::new(members, places, source.overprovisioning, now))
+            .collect();
+        let total = facts.iter().flat_map(|f| &f.places).map(|p| p.members);
+        let ends = priorities
+            .iter()
+            .flatten()
+            .filter_map(|m| m.run.ejected_at(now));
+        let mut this = Self {
+            levels: Vec::new(),
+            total: total.sum(),
+            until: ends.min(),
+            version,
+        };
+        let health_sum: u32 = facts.iter().map(|fact| fact.health).sum();
         let mut left = 100_u32;
-        for (usable, healthy, share, health) in facts {
+        for (mut fact, members) in facts.into_iter().zip(priorities) {
             let load = if health_sum == 0 {
                 // Nobody is healthy anywhere: the first priority takes all, if panic lets it.
                 std::mem::take(&mut left)
             } else {
-                let part = (health * 100).checked_div(health_sum.min(100)).unwrap_or(0);
+                let part = (fact.health * 100)
+                    .checked_div(health_sum.min(100))
+                    .unwrap_or(0);
                 let part = part.min(left);
                 left -= part;
                 part
             };
-            let panic = health_sum < 100 && share < panic_threshold;
-            let members = if panic {
-                usable.into_iter().map(Arc::clone).collect()
-            } else {
-                healthy
-            };
-            if load > 0 && !members.is_empty() {
-                levels.push(Level::new(load, members, balancing));
+            let panic = health_sum < 100 && fact.share < rules.panic_threshold;
+            if panic {
+                fact.panic(members);
+            }
+            let groups = groups(fact.places, source.overprovisioning, panic, rules);
+            if load > 0 && !groups.is_empty() {
+                this.levels.push(Level { load, groups });
             }
         }
-        Self {
-            levels,
-            total,
-            until,
-        }
+        this
+    }
+
+    /// Whether nothing has changed since it was made.
+    pub(super) fn is_current(&self, version: u64, now: Instant) -> bool {
+        self.version == version && self.until.is_none_or(|until| now < until)
+    }
+
+    /// Whether there is anybody to choose.
+    pub(super) const fn is_usable(&self) -> bool {
+        !self.levels.is_empty()
     }
 
     /// A member for a request.
     pub(super) fn pick(
         &self,
         cx: &PickCx<'_>,
-        balancing: Balancing,
-        turn: &AtomicUsize,
+        how: &How<'_>,
         rng: &mut impl Rng,
     ) -> Result<Arc<EndpointState>, Fault> {
         if self.total == 0 {
             return Err(Fault::NoEndpoints);
         }
-        let sum: u32 = self.levels.iter().map(|l| l.load).sum();
-        if sum == 0 {
-            return Err(Fault::NoHealthyEndpoint);
-        }
-        let mut draw = rng.random_range(0..sum);
-        let level = self.levels.iter().find(|level| {
-            let hit = draw < level.load;
-            draw = draw.saturating_sub(level.load);
-            hit
-        });
+        let level = by_share(&self.levels, |level| level.load, rng);
         let level = level.ok_or(Fault::NoHealthyEndpoint)?;
+        let group = by_share(&level.groups, |group| group.share, rng);
+        let group = group.ok_or(Fault::NoHealthyEndpoint)?;
         for _ in 0..DRAWS {
-            let Some(member) = level.choose(cx, balancing, turn, rng) else {
+            let Some(member) = group.choose(cx, how, rng) else {
                 break;
             };
             if !cx.tried.contains(&member.config.address) {
@@ -164,33 +255,114 @@ impl Eligible {
             }
         }
         let untried = |m: &&Arc<EndpointState>| !cx.tried.contains(&m.config.address);
-        let others = self.levels.iter().flat_map(|level| &level.members);
-        let mut least = others
-            .clone()
-            .filter(untried)
-            .min_by_key(|m| m.run.in_flight.load(Relaxed));
-        if least.is_none() {
-            // Every member has failed this request: the one that failed first has had the longest
-            // rest.
-            least = cx
-                .tried
-                .iter()
-                .find_map(|address| others.clone().find(|m| m.config.address == *address));
-        }
-        least.map(Arc::clone).ok_or(Fault::NoHealthyEndpoint)
+        let near = || group.members.iter();
+        let groups = || self.levels.iter().flat_map(|level| &level.groups);
+        let others = || groups().flat_map(|group| &group.members);
+        let in_flight = |m: &&Arc<EndpointState>| m.run.in_flight.load(Relaxed);
+        // Nearest first: the priority and place that the request was meant for.
+        let least = near().filter(untried).min_by_key(in_flight);
+        let least = least.or_else(|| others().filter(untried).min_by_key(in_flight));
+        // Every member has failed this request: the one that failed first has had the longest rest.
+        let mut tried = cx.tried.iter();
+        let rested = || tried.find_map(|at| others().find(|m| m.config.address == *at));
+        let member = least.or_else(rested);
+        member.map(Arc::clone).ok_or(Fault::NoHealthyEndpoint)
     }
 }
 
-impl Level {
-    fn new(load: u32, members: Vec<Arc<EndpointState>>, balancing: Balancing) -> Self {
+/// One of `all`, at random by its share.
+fn by_share<'a, T>(all: &'a [T], share: impl Fn(&T) -> u32, rng: &mut impl Rng) -> Option<&'a T> {
+    if let [only] = all {
+        return Some(only);
+    }
+    let sum: u32 = all.iter().map(&share).sum();
+    if sum == 0 {
+        return None;
+    }
+    let mut draw = rng.random_range(0..sum);
+    all.iter().find(|one| {
+        let hit = draw < share(one);
+        draw = draw.saturating_sub(share(one));
+        hit
+    })
+}
+
+/// The members of a priority as the sets that are balanced each by itself. Consistent hashing wants
+/// one set, in which localities only change the weights.
+fn groups(
+    places: Vec<Place<'_>>,
+    overprovisioning: u32,
+    panic: bool,
+    rules: &Rules<'_>,
+) -> Vec<Group> {
+    let hashed = matches!(
+        rules.balancing,
+        Balancing::RingHash { .. } | Balancing::Maglev { .. }
+    );
+    let mode = match rules.locality {
+        // Hashing decides where a request goes, wherever that is (Envoy).
+        LocalityMode::ZoneAware { .. } if hashed => LocalityMode::Ignore,
+        mode => mode,
+    };
+    let shares = zones::shares(&places, mode, rules.home, overprovisioning, panic);
+    let own = |m: &Arc<EndpointState>| u64::from(m.config.weight.max(1));
+    let mut out = Vec::new();
+    match shares {
+        Some(shares) if !hashed => {
+            for (place, share) in places.into_iter().zip(shares) {
+                let weights: Vec<_> = place.usable.iter().map(own).collect();
+                if share > 0 && !weights.is_empty() {
+                    out.push(Group::new(share, place.usable, &weights, rules.balancing));
+                }
+            }
+        }
+        shares => {
+            let (mut members, mut weights) = (Vec::new(), Vec::new());
+            for (n, place) in places.into_iter().enumerate() {
+                let sum: u64 = place.usable.iter().map(own).sum();
+                let share = shares.as_ref().and_then(|s| s.get(n)).copied();
+                for member in place.usable {
+                    let weight = match share {
+                        Some(0) => continue,
+                        Some(share) => own(&member) * u64::from(share) / sum.max(1),
+                        None => own(&member),
+                    };
+                    weights.push(weight.max(1));
+                    members.push(member);
+                }
+            }
+            if !members.is_empty() {
+                out.push(Group::new(1, members, &weights, rules.balancing));
+            }
+        }
+    }
+    out
+}
+
+impl Group {
+    fn new(
+        share: u32,
+        members: Vec<Arc<EndpointState>>,
+        weights: &[u64],
+        balancing: Balancing,
+    ) -> Self {
         let table = match balancing {
-            Balancing::RingHash { min_size, .. } => Table::Ring(ring(&members, min_size)),
-            Balancing::Maglev { table_size } => Table::Maglev(maglev(&members, table_size)),
+            Balancing::RingHash { min_size, max_size } => {
+                Table::Ring(tables::ring(&members, weights, (min_size, max_size)))
+            }
+            Balancing::Maglev { table_size } => {
+                Table::Maglev(tables::maglev(&members, weights, table_size))
+            }
             _ => Table::None,
         };
         Self {
-            load,
-            schedule: schedule(&members),
+            share,
+            schedule: match balancing {
+                Balancing::RoundRobin | Balancing::Random | Balancing::LeastRequest { .. } => {
+                    tables::schedule(weights)
+                }
+                _ => Vec::new(),
+            },
             table,
             members,
         }
@@ -199,28 +371,31 @@ impl Level {
     fn choose(
         &self,
         cx: &PickCx<'_>,
-        balancing: Balancing,
-        turn: &AtomicUsize,
+        how: &How<'_>,
         rng: &mut impl Rng,
     ) -> Option<&Arc<EndpointState>> {
-        match balancing {
-            Balancing::RoundRobin => self.slot(turn.fetch_add(1, Relaxed)),
-            Balancing::Random => self.slot(rng.random_range(0..self.slots())),
+        match how.balancing {
+            Balancing::RoundRobin => {
+                self.warm(cx, how, rng, |_| self.slot(how.turn.fetch_add(1, Relaxed)))
+            }
+            Balancing::Random => self.warm(cx, how, rng, |rng| self.random(rng)),
+            Balancing::LeastRequest { choices, .. } => self.warm(cx, how, rng, |rng| {
+                let drawn = (0..choices.max(2)).filter_map(|_| self.random(rng));
+                drawn.min_by_key(|m| m.run.in_flight.load(Relaxed))
+            }),
             Balancing::PickFirst { .. } => {
                 let untried = |m: &&Arc<EndpointState>| !cx.tried.contains(&m.config.address);
                 self.members.iter().find(untried)
             }
             Balancing::PeakEwma { decay, .. } => {
                 let (a, b) = self.two(rng)?;
-                let cost = |m: &EndpointState| ewma_cost(m, decay, cx.now);
+                let cost = |m: &EndpointState| {
+                    let warmth = how
+                        .slow_start
+                        .map_or(1.0, |slow| m.run.warmth(slow, cx.now));
+                    ewma_cost(m, decay, cx.now) / warmth.max(MIN_WARMTH)
+                };
                 Some(if cost(b) < cost(a) { b } else { a })
-            }
-            Balancing::LeastRequest { choices, .. } => {
-                let drawn = (0..choices.max(2)).filter_map(|_| {
-                    let slot = rng.random_range(0..self.slots());
-                    self.slot(slot)
-                });
-                drawn.min_by_key(|m| m.run.in_flight.load(Relaxed))
             }
             Balancing::RingHash { .. } | Balancing::Maglev { .. } => {
                 // What was tried moves the hash on, so that the next one in the ring is found.
@@ -230,6 +405,34 @@ impl Level {
                 self.hashed(hash)
             }
         }
+    }
+
+    /// A draw, repeated when it hits a member in slow start more often than its share allows. The
+    /// requests that it does not get go to all others alike.
+    fn warm<'a, R: Rng>(
+        &'a self,
+        cx: &PickCx<'_>,
+        how: &How<'_>,
+        rng: &mut R,
+        mut draw: impl FnMut(&mut R) -> Option<&'a Arc<EndpointState>>,
+    ) -> Option<&'a Arc<EndpointState>> {
+        let Some(slow) = how.slow_start else {
+            return draw(rng);
+        };
+        let mut drawn = None;
+        for _ in 0..WARM_DRAWS {
+            let member = draw(rng)?;
+            let warmth = member.run.warmth(slow, cx.now);
+            drawn = Some(member);
+            if warmth >= 1.0 || rng.random::<f64>() < warmth {
+                break;
+            }
+        }
+        drawn
+    }
+
+    fn random(&self, rng: &mut impl Rng) -> Option<&Arc<EndpointState>> {
+        self.slot(rng.random_range(0..self.slots().max(1)))
     }
 
     const fn slots(&self) -> usize {
@@ -282,191 +485,4 @@ fn ewma_cost(member: &EndpointState, decay: Duration, now: Instant) -> f64 {
     // A floor keeps an endpoint without traffic from looking infinitely fast.
     let latency = member.run.latency(decay, now).max(1e3);
     latency * waiting / f64::from(member.config.weight.max(1))
-}
-
-/// Smooth weighted round robin (nginx), unrolled once.
-fn schedule(members: &[Arc<EndpointState>]) -> Vec<u32> {
-    let weight = |m: &Arc<EndpointState>| u64::from(m.config.weight.max(1));
-    let first = members.first().map(weight);
-    if members.iter().map(weight).all(|w| Some(w) == first) {
-        return Vec::new();
-    }
-    let sum: u64 = members.iter().map(weight).sum();
-    let scale = |w: u64| {
-        if sum <= MAX_SLOTS {
-            w
-        } else {
-            (w * MAX_SLOTS / sum).max(1)
-        }
-    };
-    let weights: Vec<i64> = members
-        .iter()
-        .map(|m| i64::try_from(scale(weight(m))).unwrap_or(1))
-        .collect();
-    let total: i64 = weights.iter().sum();
-    let mut current = vec![0_i64; weights.len()];
-    (0..total)
-        .filter_map(|_| {
-            for (value, weight) in current.iter_mut().zip(&weights) {
-                *value += weight;
-            }
-            let (at, value) = current
-                .iter_mut()
-                .enumerate()
-                .max_by_key(|(at, v)| (**v, usize::MAX - at))?;
-            *value -= total;
-            u32::try_from(at).ok()
-        })
-        .collect()
-}
-
-fn hash_name(member: &EndpointState) -> String {
-    match &member.config.hash_key {
-        Some(key) => key.to_string(),
-        None => member.config.address.to_string(),
-    }
-}
-
-/// Points on the ring in proportion to weight (Envoy's ketama).
-fn ring(members: &[Arc<EndpointState>], min_size: u32) -> Vec<(u64, u32)> {
-    let lightest = members
-        .iter()
-        .map(|m| m.config.weight.max(1))
-        .min()
-        .unwrap_or(1);
-    let sum: u64 = members
-        .iter()
-        .map(|m| u64::from(m.config.weight.max(1)))
-        .sum();
-    let per_lightest = (u64::from(min_size) * u64::from(lightest))
-        .div_ceil(sum.max(1))
-        .max(1);
-    let mut points = Vec::new();
-    for (at, member) in members.iter().enumerate() {
-        let name = hash_name(member);
-        let share = per_lightest * u64::from(member.config.weight.max(1)) / u64::from(lightest);
-        for n in 0..share.min(MAX_SLOTS) {
-            let point = crate::route::xxh64(format!("{name}_{n}").as_bytes(), 0);
-            points.push((point, u32::try_from(at).unwrap_or(0)));
-        }
-    }
-    points.sort_unstable();
-    points
-}
-
-/// The Maglev table (Eisenbud et al., NSDI 2016): each member fills its next free slot in turn, as
-/// often as its weight says.
-fn maglev(members: &[Arc<EndpointState>], size: u32) -> Vec<u32> {
-    const FREE: u32 = u32::MAX;
-    let size = u64::from(size.max(2));
-    let mut table = vec![FREE; usize::try_from(size).unwrap_or(0)];
-    let heaviest = members
-        .iter()
-        .map(|m| m.config.weight.max(1))
-        .max()
-        .unwrap_or(1);
-    let mut walkers: Vec<(u64, u64, u64, u32, f64)> = members
-        .iter()
-        .zip(0_u32..)
-        .map(|(member, at)| {
-            let name = hash_name(member);
-            let offset = crate::route::xxh64(name.as_bytes(), 0) % size;
-            let skip = crate::route::xxh64(name.as_bytes(), 1) % (size - 1) + 1;
-            let weight = f64::from(member.config.weight.max(1)) / f64::from(heaviest);
-            (offset, skip, 0, at, weight)
-        })
-        .collect();
-    let mut filled = 0;
-    let mut credit = vec![0.0_f64; walkers.len()];
-    while filled < size && !walkers.is_empty() {
-        for ((offset, skip, next, at, weight), credit) in walkers.iter_mut().zip(&mut credit) {
-            *credit += *weight;
-            if *credit < 1.0 {
-                continue;
-            }
-            *credit -= 1.0;
-            while *next < size {
-                let slot = (*offset + *skip * *next) % size;
-                *next += 1;
-                if let Some(slot) = usize::try_from(slot).ok().and_then(|s| table.get_mut(s))
-                    && *slot == FREE
-                {
-                    *slot = *at;
-                    filled += 1;
-                    break;
-                }
-            }
-            if filled >= size {
-                break;
-            }
-        }
-        if walkers.iter().all(|(_, _, next, ..)| *next >= size) {
-            break;
-        }
-    }
-    table.retain(|slot| *slot != FREE);
-    table
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use rand::{SeedableRng, rngs::StdRng};
-
-    use super::*;
-    use crate::{
-        balance::endpoint::Runtime,
-        config::endpoint::{Endpoint, HealthStatus},
-    };
-
-    fn member(n: u8, now: Instant) -> Arc<EndpointState> {
-        Arc::new(EndpointState {
-            id: n.into(),
-            config: Arc::new(Endpoint {
-                address: SocketAddr::from(([10, 0, 0, n], 80)),
-                health: HealthStatus::Healthy,
-                weight: 1,
-                hostname: None,
-                health_check_address: None,
-                transport_match: Vec::new(),
-                hash_key: None,
-                workload: None,
-            }),
-            tls: None,
-            run: Runtime::new(n.into(), now, Duration::ZERO),
-        })
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn rt_05_hash_balancers_go_on_to_untried_members() {
-        let now = Instant::now();
-        let members: Vec<_> = (1..=4).map(|n| member(n, now)).collect();
-        let hashed = [
-            Balancing::RingHash {
-                min_size: 64,
-                max_size: 1024,
-            },
-            Balancing::Maglev { table_size: 251 },
-        ];
-        for balancing in hashed {
-            let eligible = Eligible::new(&[members.clone()], balancing, 140, 50, now);
-            let mut rng = StdRng::seed_from_u64(7);
-            let mut tried = Vec::new();
-            for _ in 0..members.len() {
-                let cx = PickCx {
-                    hash: Some(u64::MAX),
-                    tried: &tried,
-                    original_dst: None,
-                    now,
-                };
-                let turn = AtomicUsize::new(0);
-                let picked = eligible
-                    .pick(&cx, balancing, &turn, &mut rng)
-                    .expect("a member");
-                assert!(!tried.contains(&picked.config.address), "{balancing:?}");
-                tried.push(picked.config.address);
-            }
-        }
-    }
 }

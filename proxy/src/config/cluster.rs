@@ -194,7 +194,7 @@ pub struct Breaker {
 }
 
 /// An active check.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
     pub timeout: Duration,
     pub interval: Duration,
@@ -208,7 +208,7 @@ pub struct HealthCheck {
 }
 
 /// What an active check does.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HealthCheckKind {
     Http {
         host: Box<str>,
