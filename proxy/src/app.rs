@@ -1,5 +1,6 @@
 //! The composition root: builds each part once, owns the threads and tasks, readiness and shutdown.
 
+mod checks;
 mod observe;
 mod publish;
 mod status;
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::Origin,
     bootstrap::RunArgs,
-    config::TrustDomain,
+    config::{TrustDomain, endpoint::Locality},
     control::{CertificateSource, Connector, FileSource, WallClock},
     drain::{Drain, Phase},
     net::Dialer,
@@ -58,11 +59,6 @@ async fn control(args: &RunArgs) -> anyhow::Result<()> {
     let mut rng = StdRng::from_rng(&mut rand::rng());
     let dialer = Dialer { mark: args.mark };
     let identity = IdentityStore::new();
-    let own_ips = if args.pod_ip.is_empty() {
-        crate::net::own_addresses()
-    } else {
-        args.pod_ip.clone()
-    };
     let drain = Drain::default();
     let shared = Arc::new(Shared {
         world: ArcSwap::from_pointee(World::default()),
@@ -74,10 +70,10 @@ async fn control(args: &RunArgs) -> anyhow::Result<()> {
         telemetry: observe::telemetry(args)?,
         faults: ActiveFaults::default(),
         own_ports: own_ports(args),
-        own_ips,
+        own_ips: own_ips(args),
     });
     observe::watch(&shared);
-    let publisher = Arc::new(Publisher::new(Arc::clone(&shared), Instant::now()));
+    let publisher = Publisher::new(Arc::clone(&shared), home(args), Instant::now());
     let stop = CancellationToken::new();
     let mut sources = Vec::new();
 
@@ -109,6 +105,7 @@ async fn control(args: &RunArgs) -> anyhow::Result<()> {
     };
     let told = status::start(args, &shared, parts).await?;
     tokio::spawn(publish::sweep_outliers(Arc::clone(&shared)));
+    checks::start(&shared, dialer, &mut rng);
     tracing::info!(
         node = args.node(),
         workers = threads.len(),
@@ -238,6 +235,23 @@ fn wall_clock() -> xds::WallClock {
         let now = rustls::pki_types::UnixTime::now();
         std::time::UNIX_EPOCH + Duration::from_secs(now.as_secs())
     })
+}
+
+fn own_ips(args: &RunArgs) -> Vec<IpAddr> {
+    if args.pod_ip.is_empty() {
+        crate::net::own_addresses()
+    } else {
+        args.pod_ip.clone()
+    }
+}
+
+/// Where this proxy runs.
+fn home(args: &RunArgs) -> Locality {
+    Locality {
+        region: args.region.as_str().into(),
+        zone: args.zone.as_str().into(),
+        sub_zone: Box::default(),
+    }
 }
 
 fn own_ports(args: &RunArgs) -> Vec<u16> {

@@ -61,7 +61,8 @@ pub(super) async fn dial(
     });
     let cluster = name
         .and_then(|name| world.live.clusters.get(name))
-        .ok_or(Fault::ClusterNotFound)?;
+        .ok_or(Fault::ClusterNotFound)?
+        .resolve(Instant::now());
     let mut tried = Vec::new();
     loop {
         let now = Instant::now();

@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     balance::Clusters,
-    config::{ClusterName, ListenerName, Snapshot},
+    config::{ClusterName, ListenerName, Snapshot, endpoint::Locality},
     policy::worker::{Shared, World},
 };
 
@@ -27,12 +27,12 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    pub(super) fn new(shared: Arc<Shared>, now: Instant) -> Self {
-        Self {
+    pub(super) fn new(shared: Arc<Shared>, home: Locality, now: Instant) -> Arc<Self> {
+        Arc::new(Self {
             shared,
-            clusters: Mutex::new(Clusters::new(now)),
+            clusters: Mutex::new(Clusters::new(now).at_home(home)),
             binds: watch::Sender::new(Vec::new()),
-        }
+        })
     }
 
     /// Puts `snapshot` in force for every request from now on.
@@ -62,7 +62,7 @@ impl Publisher {
     }
 }
 
-/// Once an outlier interval, lets ejection times shrink again.
+/// Once an outlier interval, judges the rates and lets ejection times shrink again.
 pub(super) async fn sweep_outliers(shared: Arc<Shared>) {
     let mut last: HashMap<ClusterName, Instant> = HashMap::new();
     loop {

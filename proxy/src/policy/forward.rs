@@ -105,7 +105,8 @@ impl Job<'_> {
         };
         let name = hit.cluster.as_ref().ok_or_else(|| missing(""))?;
         let cluster = world.live.clusters.get(name);
-        let cluster = Arc::clone(cluster.ok_or_else(|| missing(name.as_str()))?);
+        let cluster = cluster.ok_or_else(|| missing(name.as_str()))?;
+        let cluster = cluster.resolve(Instant::now());
         self.record.cluster = Some(name.clone());
         let policy = hit
             .retry()

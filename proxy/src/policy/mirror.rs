@@ -61,7 +61,7 @@ impl Job<'_> {
             };
             let copy = send(
                 Arc::clone(self.worker),
-                Arc::clone(cluster),
+                cluster.resolve(Instant::now()),
                 head,
                 len,
                 body.clone(),

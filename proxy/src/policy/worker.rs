@@ -197,6 +197,12 @@ impl Shared {
     pub fn demand(&self) -> &Demand {
         self.demand.get().unwrap_or(&NO_DEMAND)
     }
+
+    /// Whether an address is this pod's.
+    #[must_use]
+    pub fn is_own(&self, ip: IpAddr) -> bool {
+        self.own_ips.contains(&ip) || ip.is_loopback()
+    }
 }
 
 /// One worker thread's own things.
@@ -229,7 +235,7 @@ impl Worker {
     #[must_use]
     pub fn target(&self, cluster: &Cluster, endpoint: &EndpointState) -> Target {
         let address = endpoint.config.address;
-        let own = self.shared.own_ips.contains(&address.ip()) || address.ip().is_loopback();
+        let own = self.shared.is_own(address.ip());
         Target {
             endpoint: endpoint.id,
             address,

@@ -26,7 +26,7 @@ pub use http2::Http2Lease;
 use crate::{
     config::{cluster::H2Keepalive, tls::ClientTls},
     fault::Fault,
-    net::Dialer,
+    net::{BoxIo, Dialer},
     tls::ClientTlsCache,
 };
 
@@ -150,6 +150,15 @@ impl Pool {
     pub fn retire(&self, gone: impl Fn(u64) -> bool) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|key, _| !gone(key.endpoint));
+    }
+
+    /// A connection that is nobody's: not counted, not shared, not kept. For health checks.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub async fn fresh(&self, target: &Target, wire: Wire) -> Result<BoxIo, ConnectError> {
+        let dialed = self.dial(target, wire, Box::new(())).await?;
+        Ok(dialed.io)
     }
 
     /// A connection for opaque bytes, never shared and never kept.
