@@ -98,7 +98,7 @@ pub(super) fn manager(at: At<'_>, value: &Message) -> Decoded<HttpManager> {
         forward_client_cert: forward_cert(at, value.forward_client_cert_details)?,
         access_log: !value.access_log.is_empty(),
         server_name: match value.server_name.as_str() {
-            "" => "envoy".into(),
+            "" => "outrigger".into(),
             name => name.into(),
         },
     })

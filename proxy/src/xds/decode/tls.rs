@@ -29,7 +29,7 @@ use crate::config::tls::{ClientTls, InlineSecret, PeerMatch, SecretRef, ServerTl
 /// SDS name of the workload's own certificate, as Envoy sidecars are used to.
 const OWN: &str = "default";
 /// Key exchange groups that are offered, whatever the order asked for.
-const CURVES: [&str; 4] = ["X25519MLKEM768", "X25519", "P-256", "P-384"];
+const CURVES: [&str; 3] = ["X25519MLKEM768", "X25519", "P-256"];
 /// SDS name of the mesh's trust bundle.
 const ROOTS: &str = "ROOTCA";
 
