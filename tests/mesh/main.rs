@@ -1,7 +1,11 @@
 //! Whole meshes in network namespaces, with real programs.
 
+mod identity;
+mod live;
 mod outages;
 mod policies;
+mod programs;
 mod spine;
+mod storms;
 mod support;
 mod transparency;

@@ -80,13 +80,27 @@ mesh_test!(rt_01_one_dead_endpoint_of_three_costs_no_request, mesh, {
     }
 });
 
-mesh_test!(lb_02_the_control_plane_may_go_away, mesh, {
+mesh_test!(lb_02_a_minute_without_control_plane_under_load, mesh, {
     let (client, _) = rig(mesh, 2, &[]);
-    load(mesh, &client, "get", "GET", 100, 8);
+    load(mesh, &client, "get", "GET", 100, 68);
     drop(mesh.signal("control", "KILL"));
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(30));
+    // New connections, and endpoints that go, are no trouble either.
+    drop(mesh.signal("web1-app", "KILL"));
     let (code, _, err) = client.sh(&format!("curl -sf -m 2 http://{VIP}/"));
     assert_eq!(code, Some(0), "{err}");
+    std::thread::sleep(Duration::from_secs(30));
+    control_plane(mesh);
+    // Back again, changes flow: the one endpoint that is left is gone, and another one serves.
+    let other = mesh.pod("web9");
+    app(mesh, &other, 8080, &[]);
+    sidecar(mesh, &other, "web", &[]);
+    let ports = "[{port: 80, targetPort: 8080, appProtocol: http}]";
+    apply(mesh, &service("web", VIP, ports, &[other.ip]));
+    until("the other endpoint", PATIENCE, || {
+        let (_, out, _) = client.sh(&format!("curl -sf -m 2 http://{VIP}/"));
+        out.contains("web9").then_some(())
+    });
     let gets = summary(mesh, "get", PATIENCE);
     assert_eq!(gets["failed"], 0, "{gets}");
 });

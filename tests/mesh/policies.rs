@@ -5,7 +5,7 @@ use outrigger_tests::{
     netns::{Mesh, Pod, until},
 };
 
-use crate::support::{NAMESPACE, PATIENCE, app, apply, cli, control_plane, service, sidecar};
+use crate::support::{PATIENCE, app, apply, cli, control_plane, object, service, sidecar};
 
 const VIP: &str = "10.96.0.40";
 
@@ -30,14 +30,6 @@ fn get(pod: &Pod, target: &str) -> String {
     pod.sh(&line).1
 }
 
-/// A policy object with a name and a specification.
-fn object(kind: &str, spec: &str) -> String {
-    format!(
-        "apiVersion: outrigger.dev/v1\nkind: {kind}\n\
-         metadata: {{name: test, namespace: {NAMESPACE}}}\nspec: {spec}\n"
-    )
-}
-
 mesh_test!(
     tl_08_strict_refuses_clear_text_that_permissive_serves,
     mesh,
@@ -46,7 +38,7 @@ mesh_test!(
         let outsider = mesh.pod("outsider");
         let direct = format!("{}:8080", server.ip);
         assert_eq!(get(&outsider, &direct), "200", "permissive is the default");
-        apply(mesh, &object("MutualTLS", "{mode: strict}"));
+        apply(mesh, &object("MutualTLS", "test", "{mode: strict}"));
         until("strictness", PATIENCE, || {
             (get(&outsider, &direct) == "000").then_some(())
         });
@@ -66,7 +58,7 @@ mesh_test!(
         });
         let spec = "{action: Allow, rules: [{from: [{identities: [\
                 spiffe://outrigger.local/ns/shop/sa/client]}]}]}";
-        apply(mesh, &object("AuthorizationPolicy", spec));
+        apply(mesh, &object("AuthorizationPolicy", "test", spec));
         until("the denial", PATIENCE, || {
             (get(&other, VIP) == "403").then_some(())
         });
@@ -83,7 +75,7 @@ mesh_test!(the_breaker_opens_states_its_cause_and_heals, mesh, {
     let (client, server) = pair(mesh);
     let spec = "{targetRefs: [{kind: Service, name: web}], circuitBreaker: {failureRate: 50, \
                 minimumCalls: 10, window: 2s, openDuration: 1s, halfOpenProbes: 2, ramp: 1s}}";
-    apply(mesh, &object("TrafficPolicy", spec));
+    apply(mesh, &object("TrafficPolicy", "test", spec));
     let control = "http://127.0.0.1:8080/control/fail";
     assert_eq!(
         server.sh(&format!("curl -s '{control}?status=503'")).0,
@@ -104,6 +96,7 @@ mesh_test!(an_invalid_policy_changes_nothing_and_says_why, mesh, {
     let file = mesh.dir.join("bad.yaml");
     let bad = object(
         "TrafficPolicy",
+        "test",
         "{targetRefs: [{name: web}], timeouts: {request: soon}}",
     );
     std::fs::write(file, bad).expect("written");

@@ -32,11 +32,11 @@ mesh_test!(one_request_over_mtls, mesh, {
         holds(b"outrigger-http/1.1"),
         "no mesh ALPN in a ClientHello"
     );
-    // X25519MLKEM768 (0x11ec) is offered first among the groups and its share is taken.
-    assert!(
-        holds(&[0x00, 0x33, 0x04, 0xea]) || holds(&[0x11, 0xec]),
-        "no post-quantum share"
-    );
+    // What the server chose, as its ServerHello says it: TLS 1.3 (RFC 8446 §4.2.1), and a key share
+    // of X25519MLKEM768 (0x11ec, 1088 + 32 bytes).
+    assert!(holds(&[0x00, 0x2b, 0x00, 0x02, 0x03, 0x04]), "not TLS 1.3");
+    let share = [0x00, 0x33, 0x04, 0x64, 0x11, 0xec, 0x04, 0x60];
+    assert!(holds(&share), "the key exchange is not post-quantum");
     let (ok, status, _) = cli(mesh, &["status"]);
     assert!(ok && status.contains("client"), "{status}");
 });

@@ -1,6 +1,6 @@
 //! A mesh with the real control plane, ready to have pods added.
 
-use std::{fmt::Write as _, fs, net::Ipv4Addr, process::Command, time::Duration};
+use std::{fmt::Write as _, fs, net::Ipv4Addr, path::PathBuf, process::Command, time::Duration};
 
 use outrigger_tests::{
     bin,
@@ -64,9 +64,21 @@ pub fn service(name: &str, vip: &str, ports: &str, endpoints: &[Ipv4Addr]) -> St
     yaml
 }
 
-/// Starts a sidecar in a pod, with its redirect rules.
-pub fn sidecar(mesh: &mut Mesh, pod: &Pod, account: &str, more: &[&str]) {
-    let token = mesh.dir.join(format!("{}.token", pod.name));
+/// A policy object of this name, with a specification.
+pub fn object(kind: &str, name: &str, spec: &str) -> String {
+    let group = match kind {
+        "HTTPRoute" | "TLSRoute" | "TCPRoute" => "gateway.networking.k8s.io",
+        _ => "outrigger.dev",
+    };
+    format!(
+        "apiVersion: {group}/v1\nkind: {kind}\n\
+         metadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec: {spec}\n"
+    )
+}
+
+/// The file with the join token of a pod of this name and account.
+pub fn token(mesh: &Mesh, pod: &str, account: &str) -> PathBuf {
+    let token = mesh.dir.join(format!("{pod}.token"));
     if !token.exists() {
         let args = [
             "token",
@@ -80,6 +92,12 @@ pub fn sidecar(mesh: &mut Mesh, pod: &Pod, account: &str, more: &[&str]) {
         assert!(ok, "token: {out}{err}");
         fs::write(&token, out.trim()).expect("written");
     }
+    token
+}
+
+/// Starts a sidecar in a pod, with its redirect rules.
+pub fn sidecar(mesh: &mut Mesh, pod: &Pod, account: &str, more: &[&str]) {
+    token(mesh, &pod.name, account);
     let mut init = Command::new(bin("outrigger-proxy"));
     init.args(["init", "--proxy-mark", &MARK.to_string()]);
     let output = pod.output(&init);
@@ -122,6 +140,36 @@ pub fn app(mesh: &mut Mesh, pod: &Pod, port: u16, more: &[&str]) {
     ]);
     app.args(more);
     mesh.spawn_in(pod, "app", &app);
+}
+
+/// Runs a Python script in a pod in the background.
+pub fn background(mesh: &mut Mesh, pod: &Pod, name: &str, script: &str) {
+    let file = mesh.dir.join(format!("{name}.py"));
+    fs::write(&file, script).expect("written");
+    let mut python = Command::new("python3");
+    python.arg("-u").arg(file);
+    mesh.spawn_in(pod, name, &python);
+    let log = format!("{}-{name}", pod.name);
+    until(name, PATIENCE, || {
+        mesh.log(&log).contains("ready").then_some(())
+    });
+}
+
+/// Runs a Python script in a pod until it succeeds, which it has to in the end.
+pub fn succeeds(mesh: &Mesh, pod: &Pod, name: &str, script: &str) -> String {
+    let file = mesh.dir.join(format!("{name}.py"));
+    fs::write(&file, script).expect("written");
+    let mut last = String::new();
+    let line = format!("timeout 60 python3 {}", file.display());
+    until(name, PATIENCE * 3, || {
+        let (code, out, err) = pod.sh(&line);
+        last = format!("{out}{err}");
+        if code == Some(0) {
+            return Some(out);
+        }
+        eprintln!("{name}: {last}");
+        None
+    })
 }
 
 /// Writes every frame of an interface into a file, one after the other. tcpdump wants to become

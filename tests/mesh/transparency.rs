@@ -1,13 +1,11 @@
 //! Programs that know nothing of the mesh, over ports whose protocol nobody named.
 
-use std::fs;
-
 use outrigger_tests::{
     bin, mesh_test,
     netns::{Mesh, Pod, until},
 };
 
-use crate::support::{PATIENCE, apply, control_plane, service, sidecar};
+use crate::support::{PATIENCE, apply, background, control_plane, service, sidecar, succeeds};
 
 const VIP: &str = "10.96.0.20";
 
@@ -19,36 +17,6 @@ fn pair(mesh: &mut Mesh) -> (Pod, Pod) {
     sidecar(mesh, &server, "tcp", &[]);
     sidecar(mesh, &client, "client", &[]);
     (client, server)
-}
-
-/// Runs a Python script in a pod in the background.
-fn background(mesh: &mut Mesh, pod: &Pod, name: &str, script: &str) {
-    let file = mesh.dir.join(format!("{name}.py"));
-    fs::write(&file, script).expect("written");
-    let mut python = std::process::Command::new("python3");
-    python.arg("-u").arg(file);
-    mesh.spawn_in(pod, name, &python);
-    let log = format!("{}-{name}", pod.name);
-    until(name, PATIENCE, || {
-        mesh.log(&log).contains("ready").then_some(())
-    });
-}
-
-/// Runs a Python script in a pod until it succeeds, which it has to in the end.
-fn succeeds(mesh: &Mesh, pod: &Pod, name: &str, script: &str) -> String {
-    let file = mesh.dir.join(format!("{name}.py"));
-    fs::write(&file, script).expect("written");
-    let mut last = String::new();
-    let line = format!("timeout 60 python3 {}", file.display());
-    until(name, PATIENCE * 3, || {
-        let (code, out, err) = pod.sh(&line);
-        last = format!("{out}{err}");
-        if code == Some(0) {
-            return Some(out);
-        }
-        eprintln!("{name}: {last}");
-        None
-    })
 }
 
 fn testapp(mesh: &mut Mesh, pod: &Pod, command: &str) {

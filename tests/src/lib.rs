@@ -1,6 +1,7 @@
 //! Harness for tests that need more than one crate.
 
 pub mod netns;
+pub mod refuser;
 
 use std::path::PathBuf;
 
@@ -26,4 +27,17 @@ pub fn bin(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// Where `tests/run` keeps the programs that it has fetched.
+#[must_use]
+pub fn cache() -> PathBuf {
+    if let Some(dir) = std::env::var_os("OUTRIGGER_CACHE") {
+        return dir.into();
+    }
+    let caches = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()));
+    caches
+        .unwrap_or_else(|| home().join(".cache"))
+        .join("outrigger")
 }

@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::cache;
+
 /// Set inside the namespace.
 const INSIDE: &str = "OUTRIGGER_NETNS";
 /// Mark of the proxies' own connections: only one uid is mapped here, so it cannot tell them.
@@ -87,9 +89,11 @@ fn sh(command: &str) {
     );
 }
 
+/// First what `tests/run` has put into its cache.
 fn path() -> String {
     let own = env::var("PATH").unwrap_or_default();
-    format!("{own}:/usr/local/sbin:/usr/sbin:/sbin")
+    let cache = cache().display().to_string();
+    format!("{cache}/programs/bin:{cache}/venv/bin:{own}:/usr/local/sbin:/usr/sbin:/sbin")
 }
 
 impl Mesh {
