@@ -34,6 +34,7 @@ use crate::{
         fault_injection::ActiveFaults,
         worker::{Shared, World},
     },
+    telemetry::Logging,
     tls::{IdentityStore, ServerTlsCache},
     xds,
 };
@@ -46,16 +47,16 @@ pub const LAST_WORDS: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// What keeps it from starting: unusable settings, ports in use, unreadable files.
-pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+pub fn run(args: &RunArgs, logging: &Logging) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("control")
         .build()?;
-    runtime.block_on(control(args))
+    runtime.block_on(control(args, logging))
 }
 
 /// The control thread: everything that is not traffic.
-async fn control(args: &RunArgs) -> anyhow::Result<()> {
+async fn control(args: &RunArgs, logging: &Logging) -> anyhow::Result<()> {
     let mut rng = StdRng::from_rng(&mut rand::rng());
     let dialer = Dialer { mark: args.mark };
     let identity = IdentityStore::new();
@@ -88,20 +89,23 @@ async fn control(args: &RunArgs) -> anyhow::Result<()> {
         sources.push((Origin::File, local.view));
     }
     start_identity(args, &shared).await?;
+    let mut stream = None;
     if args.control_plane.is_empty() {
         if args.config.is_none() {
             anyhow::bail!("nothing to do: give --control-plane, --config, or both");
         }
     } else {
         let connector = connector(args, dialer, &shared).await?;
-        let view = start_control(args, connector, &shared, &publisher, &mut rng, &stop)?;
+        let (view, stats) = start_control(args, connector, &shared, &publisher, &mut rng, &stop)?;
         sources.push((Origin::ControlPlane, view));
+        stream = Some(stats);
     }
     let threads = threads::start(args, dialer, &shared, &publisher, &mut rng)?;
     let parts = status::Parts {
         node: settings(args, &shared.own_ips).node,
         sources,
-        log_filter: status::fixed_filter(args),
+        stream,
+        log_filter: status::log_filter(logging),
     };
     let told = status::start(args, &shared, parts).await?;
     tokio::spawn(publish::sweep_outliers(Arc::clone(&shared)));
@@ -169,7 +173,7 @@ fn start_control(
     publisher: &Arc<Publisher>,
     rng: &mut StdRng,
     stop: &CancellationToken,
-) -> anyhow::Result<xds::View> {
+) -> anyhow::Result<(xds::View, Arc<xds::Stats>)> {
     if args.cert_file.is_none() {
         let source = CertificateSource {
             connector: connector.clone(),
@@ -187,7 +191,7 @@ fn start_control(
         Arc::new(move |snapshot| publish.publish(snapshot)),
         &wall_clock(),
     );
-    observe::watch_xds(&shared.telemetry, handles.stats);
+    observe::watch_xds(&shared.telemetry, Arc::clone(&handles.stats));
     // Set once, here; workers start after.
     drop(shared.demand.set(handles.demand));
     let (seed, stop) = (StdRng::seed_from_u64(rng.random()), stop.clone());
@@ -197,7 +201,7 @@ fn start_control(
         identity.ready().await;
         Box::pin(task.run(connector, seed, stop)).await;
     });
-    Ok(handles.view)
+    Ok((handles.view, handles.stats))
 }
 
 fn settings(args: &RunArgs, own_ips: &[IpAddr]) -> xds::Settings {

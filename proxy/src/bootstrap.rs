@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     config::{Invalid, SpiffeId, TrustDomain},
-    init::InitArgs,
+    init::{CheckArgs, InitArgs},
     telemetry::access_log::Format,
 };
 
@@ -30,7 +30,9 @@ pub enum Command {
     /// Run the proxy
     Run(Box<RunArgs>),
     /// Install, verify or remove the rules that redirect a pod's traffic to the proxy
-    Init(InitArgs),
+    Init(Box<InitArgs>),
+    /// Say what is right and what is wrong in this pod; fails if anything is wrong
+    Check(Box<CheckArgs>),
 }
 
 /// How log lines look.

@@ -6,7 +6,7 @@ use clap::Parser as _;
 use outrigger_proxy::{
     app,
     bootstrap::{Cli, Command},
-    init::{self, InitArgs},
+    init::{self, CheckArgs, InitArgs},
     telemetry::Logging,
 };
 
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let args = match Cli::parse().command {
         Command::Run(args) => args,
         Command::Init(args) => return redirect(&args),
+        Command::Check(args) => return check(&args),
     };
     let logging = match Logging::start(&args.log_level, args.log_format.into()) {
         Ok(logging) => logging,
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let result = app::run(&args);
+    let result = app::run(&args, &logging);
     logging.flush(app::LAST_WORDS);
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -41,26 +42,26 @@ fn main() -> ExitCode {
 #[expect(clippy::print_stdout, reason = "the command's output")]
 fn redirect(args: &InitArgs) -> ExitCode {
     match init::run(args) {
-        Ok(report) if args.dry_run => print!("{}", report.rules),
-        Ok(report) if args.remove => println!("redirect rules removed ({})", report.backend),
-        Ok(report) => println!(
-            "redirecting outbound TCP to {}, inbound to {} ({}, {}), {}",
-            args.outbound_port,
-            args.inbound_port,
-            report.backend,
-            if report.ipv6 { "IPv4 and IPv6" } else { "IPv4" },
-            if report.verified {
-                "verified by traffic"
-            } else {
-                "not tried by traffic: there is no route"
-            },
-        ),
+        Ok(report) => {
+            print!("{report}");
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             complain(&anyhow::Error::new(error).context("init"));
-            return ExitCode::FAILURE;
+            ExitCode::FAILURE
         }
     }
-    ExitCode::SUCCESS
+}
+
+#[expect(clippy::print_stdout, reason = "the command's output")]
+fn check(args: &CheckArgs) -> ExitCode {
+    let list = init::check(args);
+    print!("{list}");
+    if list.passed() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 #[expect(

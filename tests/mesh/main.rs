@@ -5,6 +5,7 @@ mod live;
 mod outages;
 mod policies;
 mod programs;
+mod redirect;
 mod spine;
 mod storms;
 mod support;

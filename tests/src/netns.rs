@@ -5,8 +5,8 @@
 use std::{
     env, fs,
     io::Write as _,
-    net::Ipv4Addr,
-    os::unix::process::CommandExt as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -20,6 +20,12 @@ const INSIDE: &str = "OUTRIGGER_NETNS";
 pub const MARK: u32 = 1337;
 /// The bridge's address, where what stands for the rest of the cluster listens.
 pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// The same in IPv6.
+pub const NODE6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
+/// What follows is done where the kernel has IPv6: tests of IPv4 run without it.
+const IF_IPV6: &str = "[ ! -e /proc/net/if_inet6 ] ||";
+/// Debian's uid and gid of `nobody` and `nogroup`.
+const NOBODY: u32 = 65534;
 
 /// Runs `test` inside namespaces of its own. `name` is the test's full name, by which the test
 /// binary is started once more inside them.
@@ -27,23 +33,67 @@ pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// # Panics
 /// When the test fails, or user namespaces are forbidden here.
 pub fn run(name: &str, test: impl FnOnce(&mut Mesh)) {
-    if env::var_os(INSIDE).is_some() {
-        let mut mesh = Mesh::new(name);
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&mut mesh)));
-        if let Err(panic) = outcome {
-            mesh.print_logs();
-            std::panic::resume_unwind(panic);
-        }
-        return;
+    if env::var_os(INSIDE).is_none() {
+        let own = env::current_exe().expect("own path");
+        return enter(name, Command::new("unshare"), &own);
     }
+    let mut mesh = Mesh::new(name);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&mut mesh)));
+    if let Err(panic) = outcome {
+        mesh.print_logs();
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// The same as the user `nobody` (or as whoever runs the tests, when that is not root), which
+/// shows that none of it needs root. Of the workspace's binaries the test has those in `binaries`.
+///
+/// # Panics
+/// As [`run`].
+pub fn run_as_nobody(name: &str, binaries: &[&str], test: impl FnOnce(&mut Mesh)) {
+    let root = fs::metadata("/proc/self").is_ok_and(|own| owner(&own) == 0);
+    if env::var_os(INSIDE).is_some() || !root {
+        return run(name, test);
+    }
+    // The build folder may be closed to other users.
+    let dir = tempfile::tempdir().expect("a folder");
+    let open = |path: &Path| {
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(path, mode).expect("made readable");
+    };
+    let mut copies = vec![env::current_exe().expect("own path")];
+    copies.extend(binaries.iter().map(|name| crate::bin(name)));
+    for binary in &copies {
+        let copy = dir.path().join(binary.file_name().expect("a file"));
+        fs::copy(binary, &copy).expect("copied");
+        open(&copy);
+    }
+    open(dir.path());
+    let own = dir.path().join(copies[0].file_name().expect("a file"));
+    let mut unshare = Command::new("setpriv");
+    let id = |kind: &str| format!("--re{kind}id={NOBODY}");
+    unshare
+        .args([&id("u"), &id("g"), "--clear-groups", "unshare"])
+        .current_dir("/")
+        .env("TMPDIR", "/tmp")
+        .env("OUTRIGGER_BIN_DIR", dir.path());
+    enter(name, unshare, &own);
+}
+
+fn owner(file: &fs::Metadata) -> u32 {
+    std::os::unix::fs::MetadataExt::uid(file)
+}
+
+/// Starts the one test `name` of the test binary `own` again, inside new namespaces, and waits.
+fn enter(name: &str, mut unshare: Command, own: &Path) {
     let name = name.split_once("::").map_or(name, |(_, rest)| rest);
-    let status = Command::new("unshare")
+    let status = unshare
         .args(["-Urnmpf", "--mount-proc", "--kill-child"])
-        .arg(env::current_exe().expect("own path"))
+        .arg(own)
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
         .status()
-        .expect("unshare (package util-linux)");
+        .expect("unshare and setpriv (package util-linux)");
     assert!(
         status.success(),
         "{name} failed inside its namespaces; if they could not be made: user namespaces have to \
@@ -65,6 +115,7 @@ pub struct Mesh {
 pub struct Pod {
     pub name: String,
     pub ip: Ipv4Addr,
+    pub ip6: Ipv6Addr,
     dir: PathBuf,
 }
 
@@ -104,6 +155,10 @@ impl Mesh {
         sh("mount -t tmpfs tmpfs /run && mkdir -p /run/netns");
         sh("ip link set lo up && ip link add br0 type bridge && ip link set br0 up");
         sh(&format!("ip addr add {NODE}/16 dev br0"));
+        sh(&format!("{IF_IPV6} ip addr add {NODE6}/64 dev br0 nodad"));
+        let hosts = dir.join("hosts");
+        fs::write(&hosts, "127.0.0.1 localhost\n::1 localhost\n").expect("written");
+        sh(&format!("mount --bind {} /etc/hosts", hosts.display()));
         Self {
             dir,
             pods: 0,
@@ -118,19 +173,49 @@ impl Mesh {
     pub fn pod(&mut self, name: &str) -> Pod {
         self.pods += 1;
         let ip = Ipv4Addr::new(10, 77, 1, self.pods);
+        let ip6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 1, self.pods.into());
         let veth = format!("v{}", self.pods);
         sh(&format!(
-            "ip netns add {name} && ip link add {veth} mtu 9000 type veth peer name eth0 mtu 9000 netns {name} && \
-             ip link set {veth} master br0 up && \
-             nsenter --net=/run/netns/{name} sh -c 'ip link set lo up && \
-             ip addr add {ip}/16 dev eth0 && ip link set eth0 up && \
-             ip route add default via {NODE}'"
+            "ip netns add {name} && \
+             ip link add {veth} mtu 9000 type veth peer name eth0 mtu 9000 netns {name} && \
+             ip link set {veth} master br0 up"
         ));
-        Pod {
+        let pod = Pod {
             name: name.to_owned(),
             ip,
+            ip6,
             dir: self.dir.clone(),
-        }
+        };
+        let inside = format!(
+            "ip link set lo up && ip addr add {ip}/16 dev eth0 && ip link set eth0 up && \
+             ip route add default via {NODE} && ( {IF_IPV6} \
+             {{ ip addr add {ip6}/64 dev eth0 nodad && ip -6 route add default via {NODE6}; }} )"
+        );
+        let (code, out, err) = pod.sh(&inside);
+        assert_eq!(code, Some(0), "{inside}: {out}{err}");
+        pod
+    }
+
+    /// Makes `name` an address for programs in every pod and on the node.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    pub fn host(&self, name: &str, address: IpAddr) {
+        let hosts = self.dir.join("hosts");
+        let mut text = fs::read_to_string(&hosts).expect("written before");
+        text.push_str(&format!("{address} {name}\n"));
+        // In place: the file is what is mounted.
+        fs::write(&hosts, text).expect("written");
+    }
+
+    /// Makes a program of this machine missing, for this test alone.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn hide(&self, program: &str) {
+        sh(&format!(
+            "for at in $(which -a {program}); do mount --bind /dev/null $at; done"
+        ));
     }
 
     /// Starts a program on the node.
@@ -252,7 +337,7 @@ impl Pod {
             .arg(format!("--net=/run/netns/{}", self.name))
             .arg(command.get_program())
             .args(command.get_args())
-            .current_dir(&self.dir)
+            .current_dir(command.get_current_dir().unwrap_or(&self.dir))
             .env("PATH", path());
         for (key, value) in command.get_envs() {
             if let Some(value) = value {
@@ -276,14 +361,37 @@ impl Pod {
     pub fn sh(&self, line: &str) -> (Option<i32>, String, String) {
         let mut command = Command::new("sh");
         command.args(["-c", line]);
-        let output = self.output(&command);
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (
-            output.status.code(),
-            text(&output.stdout),
-            text(&output.stderr),
-        )
+        texts(&self.output(&command))
     }
+
+    /// Puts the redirect rules in force; returns what `outrigger-proxy init` printed.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn redirect(&self, more: &[&str]) -> String {
+        let (code, out, err) = self.init(&["--proxy-mark", &MARK.to_string()], more);
+        assert_eq!(code, Some(0), "init in {}: {out}{err}", self.name);
+        out
+    }
+
+    /// Runs `outrigger-proxy init` with these words: exit code, standard output, standard error.
+    #[must_use]
+    pub fn init(&self, first: &[&str], more: &[&str]) -> (Option<i32>, String, String) {
+        let mut init = Command::new(crate::bin("outrigger-proxy"));
+        init.arg("init").args(first).args(more);
+        texts(&self.output(&init))
+    }
+}
+
+/// Exit code, standard output and standard error.
+#[must_use]
+pub fn texts(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
 }
 
 /// Tries until `attempt` gives something.

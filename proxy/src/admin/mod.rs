@@ -29,7 +29,7 @@ pub use server::{MAX_BODY, MAX_CONNECTIONS, bind, serve};
 use crate::{
     control::WallClock,
     policy::worker::Shared,
-    xds::{NodeInfo, ResourceView, View},
+    xds::{NodeInfo, ResourceView, Stats, View},
 };
 
 /// Where a resource came from.
@@ -60,6 +60,8 @@ pub struct Admin {
     pub shared: Arc<Shared>,
     /// Where resources come from.
     pub sources: Vec<(Origin, View)>,
+    /// What happens on the stream to the control plane, if there is one.
+    pub stream: Option<Arc<Stats>>,
     pub readiness: Readiness,
     pub log_filter: LogFilter,
     /// Told when somebody asks the process to end.

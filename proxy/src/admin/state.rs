@@ -1,6 +1,6 @@
 //! Pages about the process as a whole: readiness, version, listeners, memory.
 
-use std::{fs, net::SocketAddr};
+use std::{fs, net::SocketAddr, sync::atomic::Ordering::Relaxed};
 
 use http::StatusCode;
 use serde_json::{Map, Value, json};
@@ -29,6 +29,15 @@ impl Admin {
             ("INITIALIZING", missing)
         }
     }
+
+    /// What stands in the way at this moment, as far as it is known.
+    fn troubles(&self) -> Vec<String> {
+        let certificate = self.shared.identity.trouble();
+        let certificate = certificate.map(|why| format!("certificate: {why}"));
+        let stream = self.stream.as_ref().and_then(|stats| stats.trouble());
+        let stream = stream.map(|why| format!("control plane: {why}"));
+        certificate.into_iter().chain(stream).collect()
+    }
 }
 
 /// Whether traffic may come.
@@ -37,7 +46,10 @@ pub(super) fn ready(admin: &Admin, _: &Call<'_>) -> Answer {
     if missing.is_empty() {
         return Answer::text(format!("{state}\n"));
     }
-    let body = format!("{state}: waiting for {}\n", missing.join(", "));
+    let mut body = format!("{state}: waiting for {}\n", missing.join(", "));
+    for trouble in admin.troubles() {
+        body.push_str(&format!("{trouble}\n"));
+    }
     Answer::new(StatusCode::SERVICE_UNAVAILABLE, Answer::TEXT, body)
 }
 
@@ -55,6 +67,12 @@ pub(super) fn server_info(admin: &Admin, _: &Call<'_>) -> Answer {
         "version": concat!("outrigger/", env!("CARGO_PKG_VERSION")),
         "state": state,
         "waiting_for": missing,
+        "control_plane": admin.stream.as_ref().map(|stats| json!({
+            "connected": stats.connected.load(Relaxed),
+            "trouble": stats.trouble(),
+            "configuration_from_disk": stats.from_disk.load(Relaxed),
+        })),
+        "certificate_trouble": admin.shared.identity.trouble(),
         "uptime_current_epoch": format!("{uptime}s"),
         "uptime_all_epochs": format!("{uptime}s"),
         "config_generation": world.live.snapshot.generation,

@@ -86,6 +86,7 @@ fn admin() -> Arc<Admin> {
         },
         shared: Arc::new(shared),
         sources: vec![(Origin::File, local.view)],
+        stream: None,
         readiness: Readiness::default(),
         log_filter: Box::new(move |new| {
             let mut filter = filter.lock().expect("not poisoned");

@@ -12,22 +12,27 @@ use crate::{
     control::WallClock,
     drain::{Drain, Phase},
     policy::worker::Shared,
-    xds::{NodeInfo, View},
+    telemetry::Logging,
+    xds::{NodeInfo, Stats, View},
 };
 
 /// What the pages are made of, as far as only the composition root knows it.
 pub(super) struct Parts {
     pub(super) node: NodeInfo,
     pub(super) sources: Vec<(Origin, View)>,
+    /// What happens on the stream to the control plane, if there is one.
+    pub(super) stream: Option<Arc<Stats>>,
     pub(super) log_filter: LogFilter,
 }
 
-/// The log filter of a process that cannot change it while it runs.
-pub(super) fn fixed_filter(args: &RunArgs) -> LogFilter {
-    let filter = args.log_level.clone();
-    Box::new(move |new| match new {
-        None => Ok(filter.clone()),
-        Some(_) => Err("the log filter is fixed at the start, by --log-level".to_owned()),
+/// Shows the log filter in force, and puts another in force.
+pub(super) fn log_filter(logging: &Logging) -> LogFilter {
+    let logging = logging.clone();
+    Box::new(move |new| {
+        if let Some(new) = new {
+            logging.set(new).map_err(|error| error.to_string())?;
+        }
+        Ok(logging.filter())
     })
 }
 
@@ -62,6 +67,7 @@ pub(super) async fn start(
         node: parts.node,
         shared: Arc::clone(shared),
         sources: parts.sources,
+        stream: parts.stream,
         readiness,
         log_filter: parts.log_filter,
         quit,

@@ -33,12 +33,18 @@ pub enum SourceError {
     },
     #[error("cannot make a key and a request for it: {0}")]
     Request(#[from] rcgen::Error),
-    #[error("cannot reach the control plane: {0}")]
+    #[error("cannot reach the control plane: {}", reason(.0))]
     Connect(#[from] tonic::transport::Error),
     #[error("the control plane refused a certificate: {}", .0.message())]
     Refused(Box<tonic::Status>),
     #[error("the certificate received is not usable: {0}")]
     Unusable(#[from] IdentityError),
+}
+
+/// tonic's own text is "transport error"; the reason is behind it.
+fn reason(error: &tonic::transport::Error) -> String {
+    let source = std::error::Error::source(error);
+    source.map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Asks the control plane's certificate authority. The key is made here and never leaves.
@@ -97,6 +103,7 @@ impl CertificateSource {
                     let wait = backoff.wait(failures, &mut rng) + RETRY_BASE;
                     failures = failures.saturating_add(1);
                     tracing::warn!(%error, failures, retry_in = ?wait, "no new certificate");
+                    store.set_trouble(error.to_string());
                     tokio::time::sleep(wait).await;
                 }
             }
@@ -232,7 +239,10 @@ impl FileSource {
                         store.set(new);
                     }
                 }
-                Err(error) => tracing::warn!(%error, "certificate files not taken"),
+                Err(error) => {
+                    tracing::warn!(%error, "certificate files not taken");
+                    store.set_trouble(error.to_string());
+                }
             }
         }
     }

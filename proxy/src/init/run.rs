@@ -1,215 +1,189 @@
 //! Putting the rules in force, and making sure that they are.
 
-use std::{
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{fmt, fs};
 
 use super::{
-    Backend, Family, InitArgs,
-    rules::{CHAIN_IN, CHAIN_OUT, TABLE, iptables_script, nft_script},
-    verify,
+    Family, InitArgs, InitError, RuleArgs, Seen, backend::Tool, host, rules::Families, traffic,
 };
-
-/// Why a pod is not covered. Nothing is left half done that would let traffic past unseen without
-/// this error.
-#[derive(Debug, thiserror::Error)]
-pub enum InitError {
-    #[error("this is the node's own network namespace; rules here would take over the whole node")]
-    HostNetwork,
-    #[error("none of {0} is installed")]
-    NoProgram(&'static str),
-    #[error("{command}: {stderr}")]
-    Failed { command: String, stderr: String },
-    #[error("{command}: {error}")]
-    Spawn {
-        command: String,
-        error: std::io::Error,
-    },
-    #[error("no backend works here: {0}")]
-    NoneWorks(String),
-    #[error("{backend} took the rules, but they are not there when read back")]
-    NotThere { backend: &'static str },
-    #[error("the rules are there, but a connection was not redirected: {0}")]
-    NoEffect(String),
-}
 
 /// What was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// The program that took the rules.
-    pub backend: &'static str,
-    pub ipv6: bool,
-    /// The rules, as given to it.
-    pub rules: String,
-    /// Whether a real connection was seen to be redirected.
-    pub verified: bool,
+pub enum Report {
+    /// Nothing; these rules would be put in.
+    Shown(String),
+    /// Rules of these backends were taken out.
+    Removed(Vec<&'static str>),
+    /// Rules were put in and read back.
+    Installed {
+        backend: &'static str,
+        families: Families,
+        outbound_port: u16,
+        inbound_port: u16,
+        /// Backends whose rules of before were replaced.
+        replaced: Vec<&'static str>,
+        /// What a connection showed, `true` for IPv6. Empty when none was to be made.
+        seen: Vec<(bool, Seen)>,
+    },
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shown(rules) => f.write_str(rules),
+            Self::Removed(backends) if backends.is_empty() => {
+                writeln!(f, "there were no redirect rules")
+            }
+            Self::Removed(backends) => {
+                writeln!(f, "redirect rules removed ({})", backends.join(", "))
+            }
+            Self::Installed {
+                backend,
+                families,
+                outbound_port,
+                inbound_port,
+                replaced,
+                seen,
+            } => {
+                writeln!(
+                    f,
+                    "redirecting outbound TCP to port {outbound_port}, inbound TCP to port \
+                     {inbound_port} ({backend}, {families})"
+                )?;
+                if !replaced.is_empty() {
+                    writeln!(f, "replaced the rules of {}", replaced.join(", "))?;
+                }
+                for (ipv6, seen) in seen {
+                    writeln!(f, "{}: {seen}", family_name(*ipv6))?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Families {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.iter().map(family_name).collect();
+        f.write_str(&names.join(" and "))
+    }
+}
+
+/// What people call a family.
+pub(super) const fn family_name(ipv6: bool) -> &'static str {
+    if ipv6 { "IPv6" } else { "IPv4" }
 }
 
 /// Does what `args` say.
 ///
+/// When this fails, the rules of the last backend that was tried may be there: a pod is rather
+/// cut off than let out unprotected. `--remove` takes them out.
+///
 /// # Errors
 /// See [`InitError`].
 pub fn run(args: &InitArgs) -> Result<Report, InitError> {
-    if !args.allow_host_network && !args.dry_run && verify::is_host_network() {
-        return Err(InitError::HostNetwork);
+    let tools = args.rules.backend.tools();
+    if args.remove {
+        return remove(tools);
     }
-    let ipv6 = match args.ipv6 {
-        Family::On => true,
-        Family::Off => false,
-        Family::Auto => crate::net::has_ipv6(),
-    };
-    let backends: &[Backend] = match args.backend {
-        Backend::Auto => &[Backend::Nft, Backend::Iptables, Backend::IptablesLegacy],
-        Backend::Nft => &[Backend::Nft],
-        Backend::Iptables => &[Backend::Iptables],
-        Backend::IptablesLegacy => &[Backend::IptablesLegacy],
-    };
+    if args.rules.outbound_port == args.rules.inbound_port {
+        return Err(InitError::Settings(
+            "--outbound-port and --inbound-port must differ",
+        ));
+    }
+    let families = families(&args.rules)?;
+    if args.dry_run {
+        let scripts = tools.iter().take(1);
+        let scripts = scripts.map(|tool| tool.script(&args.rules, families));
+        return Ok(Report::Shown(scripts.collect()));
+    }
+    if let Some(why) = host::Facts::gather().host_network()
+        && !args.rules.allow_host_network
+    {
+        return Err(InitError::HostNetwork(why));
+    }
     let mut failures = Vec::new();
-    for backend in backends {
-        match try_backend(*backend, args, ipv6) {
+    for tool in tools {
+        match install(*tool, args, families) {
             Ok(report) => return Ok(report),
-            Err(error) => failures.push(error),
+            Err(error) => failures.push((tool.name(), error)),
         }
     }
     if failures.len() == 1
-        && let Some(only) = failures.pop()
+        && let Some((_, only)) = failures.pop()
     {
         return Err(only);
     }
-    let all: Vec<_> = failures.iter().map(ToString::to_string).collect();
-    Err(InitError::NoneWorks(all.join("; ")))
+    let all = failures
+        .iter()
+        .map(|(name, error)| format!("\n  {name}: {error}"));
+    Err(InitError::NoneWorks(all.collect()))
 }
 
-fn try_backend(backend: Backend, args: &InitArgs, ipv6: bool) -> Result<Report, InitError> {
-    let (name, rules) = match backend {
-        Backend::Nft | Backend::Auto => ("nft", nft_script(args, ipv6)),
-        Backend::Iptables => ("iptables", both_families(args, ipv6)),
-        Backend::IptablesLegacy => ("iptables-legacy", both_families(args, ipv6)),
-    };
-    let mut report = Report {
-        backend: name,
-        ipv6,
-        rules,
-        verified: false,
-    };
-    if args.dry_run {
-        return Ok(report);
+fn install(tool: Tool, args: &InitArgs, families: Families) -> Result<Report, InitError> {
+    let backend = tool.name();
+    tool.install(&args.rules, families)?;
+    let replaced = remove_others(tool)?;
+    tool.read_back(&args.rules, families)?;
+    let mut seen = Vec::new();
+    for ipv6 in families.iter().filter(|_| args.verify) {
+        let probed = traffic::probe(&args.rules, ipv6);
+        let probed = probed.map_err(|why| InitError::NoEffect { backend, why })?;
+        seen.push((ipv6, probed));
     }
-    match backend {
-        Backend::Nft | Backend::Auto => nft(args, ipv6, &report.rules)?,
-        Backend::Iptables => iptables(args, ipv6, ["iptables", "ip6tables"])?,
-        Backend::IptablesLegacy => {
-            iptables(args, ipv6, ["iptables-legacy", "ip6tables-legacy"])?;
-        }
-    }
-    if !args.remove {
-        report.verified = verify::by_traffic(args, ipv6).map_err(InitError::NoEffect)?;
-    }
-    Ok(report)
-}
-
-fn both_families(args: &InitArgs, ipv6: bool) -> String {
-    let mut rules = iptables_script(args, false);
-    if ipv6 {
-        rules.push_str(&iptables_script(args, true));
-    }
-    rules
-}
-
-fn nft(args: &InitArgs, ipv6: bool, script: &str) -> Result<(), InitError> {
-    let nft = find("nft").ok_or(InitError::NoProgram("nft"))?;
-    call(&nft, &["-f", "-"], Some(script))?;
-    if args.remove {
-        return Ok(());
-    }
-    let family = if ipv6 { "inet" } else { "ip" };
-    let listed = call(&nft, &["list", "table", family, TABLE], None)?;
-    let there = |port: u16| listed.contains(&format!("redirect to :{port}"));
-    if there(args.outbound_port) && there(args.inbound_port) {
-        Ok(())
-    } else {
-        Err(InitError::NotThere { backend: "nft" })
-    }
-}
-
-fn iptables(args: &InitArgs, ipv6: bool, names: [&'static str; 2]) -> Result<(), InitError> {
-    let families = if ipv6 { &names[..] } else { &names[..1] };
-    for name in families {
-        let program = find(name).ok_or(InitError::NoProgram(name))?;
-        let restore = find(&format!("{name}-restore")).ok_or(InitError::NoProgram(name))?;
-        let hooks = [("OUTPUT", CHAIN_OUT), ("PREROUTING", CHAIN_IN)];
-        for (hook, chain) in hooks {
-            // Absent is what is wanted.
-            let _absent = call(
-                &program,
-                &["-w", "-t", "nat", "-D", hook, "-p", "tcp", "-j", chain],
-                None,
-            );
-        }
-        if args.remove {
-            for (_, chain) in hooks {
-                let _absent = call(&program, &["-w", "-t", "nat", "-F", chain], None);
-                let _absent = call(&program, &["-w", "-t", "nat", "-X", chain], None);
-            }
-            continue;
-        }
-        let script = iptables_script(args, name.starts_with("ip6"));
-        call(&restore, &["-w", "--noflush"], Some(&script))?;
-        for (hook, chain) in hooks {
-            call(
-                &program,
-                &["-w", "-t", "nat", "-A", hook, "-p", "tcp", "-j", chain],
-                None,
-            )?;
-        }
-        let listed = call(&program, &["-w", "-t", "nat", "-S"], None)?;
-        let port = args.outbound_port;
-        if !listed.contains(&format!(
-            "-A {CHAIN_OUT} -p tcp -j REDIRECT --to-ports {port}"
-        )) {
-            return Err(InitError::NotThere { backend: name });
-        }
-    }
-    Ok(())
-}
-
-/// A program in PATH or where Debian and Alpine keep such programs.
-fn find(name: &str) -> Option<PathBuf> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "init is a command of its own, run once"
-    )]
-    let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':')
-        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"])
-        .map(|dir| Path::new(dir).join(name))
-        .find(|candidate| candidate.is_file())
-}
-
-fn call(program: &Path, args: &[&str], input: Option<&str>) -> Result<String, InitError> {
-    let command = format!("{} {}", program.display(), args.join(" "));
-    let spawn = |error| InitError::Spawn {
-        command: command.clone(),
-        error,
-    };
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(spawn)?;
-    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        stdin.write_all(input.as_bytes()).map_err(spawn)?;
-    }
-    let output = child.wait_with_output().map_err(spawn)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    Err(InitError::Failed {
-        command,
-        stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    Ok(Report::Installed {
+        backend,
+        families,
+        outbound_port: args.rules.outbound_port,
+        inbound_port: args.rules.inbound_port,
+        replaced,
+        seen,
     })
+}
+
+/// Takes out what another backend put in before: of two sets of rules the older might decide.
+fn remove_others(tool: Tool) -> Result<Vec<&'static str>, InitError> {
+    let home = tool.home()?;
+    let mut removed = Vec::new();
+    for other in Tool::ALL {
+        // A program that does not even start has put nothing in.
+        if other.home().is_ok_and(|its| its != home) && other.remove().unwrap_or(false) {
+            removed.push(other.name());
+        }
+    }
+    Ok(removed)
+}
+
+fn remove(tools: &[Tool]) -> Result<Report, InitError> {
+    let mut removed = Vec::new();
+    for tool in tools {
+        if tool.remove()? {
+            removed.push(tool.name());
+        }
+    }
+    Ok(Report::Removed(removed))
+}
+
+/// The families to cover.
+///
+/// # Errors
+/// When that is none.
+pub(super) fn families(args: &RuleArgs) -> Result<Families, InitError> {
+    let wanted = |family: Family, exists: bool| match family {
+        Family::Auto => exists,
+        Family::On => true,
+        Family::Off => false,
+    };
+    // An interface may have IPv6 where the loopback has not.
+    let addresses = fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
+    let families = Families {
+        v4: wanted(args.ipv4, true),
+        v6: wanted(args.ipv6, !addresses.is_empty() || crate::net::has_ipv6()),
+    };
+    if families.v4 || families.v6 {
+        Ok(families)
+    } else {
+        Err(InitError::Settings(
+            "neither IPv4 nor IPv6 is to be covered: nothing to do",
+        ))
+    }
 }

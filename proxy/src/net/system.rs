@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd,
     time::Duration,
 };
 
@@ -60,9 +61,10 @@ const fn keepalive() -> TcpKeepalive {
 ///
 /// # Errors
 /// When the socket itself is unusable.
-pub fn original_destination(stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
-    let local = canonical(stream.local_addr()?);
+pub fn original_destination(stream: &impl AsFd) -> io::Result<Option<SocketAddr>> {
     let socket = SockRef::from(stream);
+    let local = socket.local_addr()?.as_socket();
+    let local = canonical(local.ok_or(io::ErrorKind::Unsupported)?);
     let found = if local.is_ipv4() {
         socket.original_dst_v4()
     } else {

@@ -160,6 +160,8 @@ pub(super) fn parse_roots(pem: &str) -> Result<RootCertStore, IdentityError> {
 #[derive(Debug, Default)]
 pub struct IdentityStore {
     current: ArcSwapOption<Identity>,
+    /// Why there is no newer one.
+    trouble: ArcSwapOption<String>,
     changed: tokio::sync::Notify,
 }
 
@@ -179,7 +181,22 @@ impl IdentityStore {
     /// Puts `identity` in force for all handshakes from now on, in both roles.
     pub fn set(&self, identity: Identity) {
         self.current.store(Some(Arc::new(identity)));
+        self.trouble.store(None);
         self.changed.notify_waiters();
+    }
+
+    /// Remembers why an identity that is due did not come, for people to read.
+    pub fn set_trouble(&self, why: String) {
+        self.trouble.store(Some(Arc::new(why)));
+    }
+
+    /// Why the identity that is due has not come; `None` when none is.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble
+            .load()
+            .as_ref()
+            .map(|why| why.as_str().to_owned())
     }
 
     /// Waits until there is an identity.

@@ -71,6 +71,8 @@ pub struct Stats {
     last_update: AtomicU64,
     /// Whether what is in use was read from disk and no server has confirmed it yet.
     pub from_disk: AtomicBool,
+    /// Why there is no stream.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Stats {
@@ -92,6 +94,16 @@ impl Stats {
     pub fn last_update(&self) -> Option<SystemTime> {
         let seconds = self.last_update.load(Ordering::Relaxed);
         (seconds > 0).then(|| UNIX_EPOCH + std::time::Duration::from_secs(seconds))
+    }
+
+    /// Why there is no stream to a server at the moment; `None` while there is one.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.clone()
+    }
+
+    pub(crate) fn set_trouble(&self, why: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     pub(crate) fn count(&self, kind: Kind, result: UpdateResult) {

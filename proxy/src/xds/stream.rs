@@ -168,6 +168,7 @@ impl Xds {
                     self.stats.failures.fetch_add(1, Ordering::Relaxed);
                     self.client.unreachable();
                     tracing::warn!(why, failures, "no stream to the control plane");
+                    self.stats.set_trouble(Some(why));
                 }
             }
             let wait = tokio::time::sleep(backoff.wait(failures, &mut rng));

@@ -4,6 +4,9 @@
 //!     outrigger-testapp load  --url URL --rate N --seconds N [--method M] [--connections N]
 //!     outrigger-testapp echo  --listen ADDR          (TCP: sends back what it gets, ends when it ends)
 //!     outrigger-testapp greet --listen ADDR          (TCP: greets first, then echoes)
+//!     outrigger-testapp trap  --listen ADDR,ADDR,... (TCP and UDP: says where one was going)
+//!     outrigger-testapp dial  --to ADDR [--mark N] [--udp 1] [--send TEXT]
+//!                                                    (prints what it is told, within 3 s)
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,7 +25,7 @@ use hyper::{Request, Response, StatusCode, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     time::Instant,
 };
 
@@ -57,6 +60,8 @@ async fn main() -> Result<()> {
         "load" => load(&args).await,
         "echo" => tcp(&args, b"").await,
         "greet" => tcp(&args, b"220 ready\r\n").await,
+        "trap" => trap(&args).await,
+        "dial" => tokio::time::timeout(Duration::from_secs(3), dial(&args)).await?,
         other => Err(format!("unknown command {other:?}").into()),
     }
 }
@@ -400,4 +405,59 @@ async fn tcp(args: &Args, greeting: &'static [u8]) -> Result<()> {
             drop(stream.shutdown().await);
         });
     }
+}
+
+/// Answers every connection with `PORT ORIGINAL`: the port that it came to, and where the kernel
+/// says it was going before it was redirected (`-` if it was not). Every datagram with `udp PORT`.
+async fn trap(args: &Args) -> Result<()> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for listen in args.get("listen")?.split(',') {
+        let listen: SocketAddr = listen.parse()?;
+        let listener = TcpListener::bind(listen).await?;
+        let datagrams = UdpSocket::bind(listen).await?;
+        tasks.spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await?;
+                let original = outrigger_proxy::net::original_destination(&stream)?;
+                let original = original.map_or_else(|| "-".to_owned(), |to| to.to_string());
+                let answer = format!("{} {original}\n", listen.port());
+                drop(stream.write_all(answer.as_bytes()).await);
+            }
+        });
+        tasks.spawn(async move {
+            let answer = format!("udp {}\n", listen.port());
+            loop {
+                let (_, from) = datagrams.recv_from(&mut [0; 1]).await?;
+                datagrams.send_to(answer.as_bytes(), from).await?;
+            }
+        });
+    }
+    println!("ready");
+    let ended: Option<std::result::Result<Result<()>, _>> = tasks.join_next().await;
+    ended.ok_or("nothing to listen on")??
+}
+
+async fn dial(args: &Args) -> Result<()> {
+    let to: SocketAddr = args.get("to")?.parse()?;
+    let mut told = Vec::new();
+    if args.0.contains_key("udp") {
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any).await?;
+        socket.send_to(b"?", to).await?;
+        told.resize(100, 0);
+        let (len, _) = socket.recv_from(&mut told).await?;
+        told.truncate(len);
+    } else {
+        let mark = args.number("mark", 0)?;
+        let dialer = outrigger_proxy::net::Dialer {
+            mark: u32::try_from(mark).ok().filter(|mark| *mark > 0),
+        };
+        let mut stream = dialer.connect(to, Duration::from_secs(2)).await?;
+        if let Some(text) = args.0.get("send") {
+            stream.write_all(text.as_bytes()).await?;
+        }
+        stream.read_to_end(&mut told).await?;
+    }
+    print!("{}", String::from_utf8_lossy(&told));
+    Ok(())
 }

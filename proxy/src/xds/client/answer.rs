@@ -31,6 +31,7 @@ impl Client {
         let grace = early.then(|| begun + GRACE);
         let wall = (self.clock)();
         self.stats.connected.store(true, Ordering::Relaxed);
+        self.stats.set_trouble(None);
         self.stats.from_disk.store(false, Ordering::Relaxed);
         self.stats.updated_at(wall);
 
