@@ -1,6 +1,7 @@
 //! The composition root: builds each part once, owns the threads and tasks, readiness and shutdown.
 
 mod checks;
+mod collector;
 mod observe;
 mod publish;
 mod status;
@@ -34,14 +35,16 @@ use crate::{
         fault_injection::ActiveFaults,
         worker::{Shared, World},
     },
-    telemetry::Logging,
+    telemetry::{Logging, Spans},
     tls::{IdentityStore, ServerTlsCache},
     xds,
 };
 use publish::Publisher;
 
-/// After the connections are cut, for their last words to the log and the collector.
+/// After the connections are cut, for their last words to the log.
 pub const LAST_WORDS: Duration = Duration::from_millis(250);
+/// After that, for the spans that wait.
+pub const LAST_SPANS: Duration = Duration::from_secs(1);
 
 /// Runs the proxy until it is told to stop.
 ///
@@ -61,6 +64,7 @@ async fn control(args: &RunArgs, logging: &Logging) -> anyhow::Result<()> {
     let dialer = Dialer { mark: args.mark };
     let identity = IdentityStore::new();
     let drain = Drain::default();
+    let (spans, queue) = Spans::new(args.trace_sampling, args.otlp_endpoint.is_some());
     let shared = Arc::new(Shared {
         world: ArcSwap::from_pointee(World::default()),
         changed: Notify::new(),
@@ -68,7 +72,7 @@ async fn control(args: &RunArgs, logging: &Logging) -> anyhow::Result<()> {
         identity: Arc::clone(&identity),
         server_tls: ServerTlsCache::new(Arc::clone(&identity)),
         drain: drain.clone(),
-        telemetry: observe::telemetry(args)?,
+        telemetry: observe::telemetry(args, spans)?,
         faults: ActiveFaults::default(),
         own_ports: own_ports(args),
         own_ips: own_ips(args),
@@ -110,6 +114,7 @@ async fn control(args: &RunArgs, logging: &Logging) -> anyhow::Result<()> {
     let told = status::start(args, &shared, parts).await?;
     tokio::spawn(publish::sweep_outliers(Arc::clone(&shared)));
     checks::start(&shared, dialer, &mut rng);
+    let exported = collector::start(args, dialer, &shared, queue, &mut rng, stop.clone());
     tracing::info!(
         node = args.node(),
         workers = threads.len(),
@@ -124,6 +129,8 @@ async fn control(args: &RunArgs, logging: &Logging) -> anyhow::Result<()> {
     }
     shut_down(args, &drain).await;
     stop.cancel();
+    // A collector that does not take them in this time does not keep the pod from ending.
+    drop(tokio::time::timeout(LAST_SPANS, exported).await);
     shared.telemetry.flush(LAST_WORDS);
     Ok(())
 }
@@ -320,3 +327,6 @@ async fn shut_down(args: &RunArgs, drain: &Drain) {
     // What is cut ends at once; whatever does not is cut by the exit.
     drop(tokio::time::timeout(LAST_WORDS, drain.idle()).await);
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,9 +11,9 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    config::{Invalid, SpiffeId, TrustDomain},
+    config::{Invalid, SpiffeId, TrustDomain, units::Fraction},
     init::{CheckArgs, InitArgs},
-    telemetry::access_log::Format,
+    telemetry::{access_log::Format, spans::Endpoint},
 };
 
 /// Outrigger's sidecar proxy.
@@ -182,9 +182,13 @@ pub struct RunArgs {
     /// Time after SIGTERM in which everything is served as before, while endpoints are withdrawn
     #[arg(long, env = "OUTRIGGER_DRAIN_DELAY", value_parser = duration, default_value = "5s")]
     pub drain_delay: Duration,
-    /// OTLP/gRPC collector for traces, such as http://jaeger:4317
-    #[arg(long, env = "OUTRIGGER_OTLP_ENDPOINT")]
-    pub otlp_endpoint: Option<String>,
+    /// OTLP/gRPC collector that gets the traces, such as http://jaeger:4317, whichever one the
+    /// control plane names
+    #[arg(long, env = "OUTRIGGER_OTLP_ENDPOINT", value_parser = Endpoint::parse)]
+    pub otlp_endpoint: Option<Endpoint>,
+    /// Percentage of requests that are traced when neither their caller nor the control plane says
+    #[arg(long, env = "OUTRIGGER_TRACE_SAMPLING", value_parser = percentage, default_value = "1")]
+    pub trace_sampling: Fraction,
 }
 
 /// Labels in order of their keys.
@@ -221,6 +225,17 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(format!("{unit:?} is not one of ms, s, m, h")),
     };
     Duration::try_from_secs_f64(number * scale).map_err(|e| format!("{text:?}: {e}"))
+}
+
+/// `0` to `100`.
+fn percentage(text: &str) -> Result<Fraction, String> {
+    let number: f64 = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a number"))?;
+    if !(0.0..=100.0).contains(&number) {
+        return Err("must be from 0 to 100".to_owned());
+    }
+    Ok(Fraction::of_percent(number))
 }
 
 impl RunArgs {
@@ -269,6 +284,16 @@ mod tests {
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         for bad in ["", "5", "s", "5d", "-1s", "1e400s"] {
             assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_percentage_is_of_a_hundred() {
+        let share = |text| percentage(text).map(Fraction::as_f64);
+        assert_eq!((share("100"), share("0")), (Ok(1.0), Ok(0.0)));
+        assert_eq!(share("0.5"), Ok(0.005));
+        for bad in ["", "1%", "-1", "100.1", "NaN", "inf"] {
+            assert!(percentage(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -215,7 +215,8 @@ pub struct TelemetrySpec {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TracingSpec {
-    /// Share of requests that are traced when their caller has not decided; absent: 1.
+    /// Share of requests that are traced when their caller has not decided; absent: what the proxy
+    /// was started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampling: Option<Share>,
 }

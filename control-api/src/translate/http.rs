@@ -141,8 +141,8 @@ fn common(
         server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
         stream_idle_timeout: Some(seconds(0)),
         preserve_external_request_id: true,
-        tracing: Some(Tracing {
-            random_sampling: Some(percent(telemetry.sampling.percent())),
+        tracing: telemetry.sampling.map(|share| Tracing {
+            random_sampling: Some(percent(share.percent())),
             ..Tracing::default()
         }),
         ..HttpConnectionManager::default()

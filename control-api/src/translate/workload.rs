@@ -8,9 +8,6 @@ use super::{
 };
 use crate::model::{Key, MutualTlsSpec, RateLimitSpec, Selector, Share, Spec, TlsMode};
 
-/// Share of requests that are traced when neither their caller nor a policy says.
-const SAMPLING: Share = Share { millionths: 10_000 };
-
 /// How exactly a policy is aimed: the mesh, a namespace, some workloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Aim {
@@ -34,7 +31,9 @@ pub(super) fn aim(key: &Key, selector: Option<&Selector>, viewer: &Viewer) -> Op
 /// What is told of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Telemetry {
-    pub(super) sampling: Share,
+    /// Share of requests that are traced when their caller does not say; `None` leaves that to the
+    /// proxy.
+    pub(super) sampling: Option<Share>,
     pub(super) access_log: bool,
 }
 
@@ -54,7 +53,7 @@ impl Telemetry {
             prefer(&mut access_log, aim, spec.access_log);
         }
         Self {
-            sampling: sampling.map_or(SAMPLING, |(_, share)| share),
+            sampling: sampling.map(|(_, share)| share),
             access_log: access_log.is_some_and(|(_, on)| on),
         }
     }
@@ -62,7 +61,10 @@ impl Telemetry {
 
 impl fmt::Display for Telemetry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.sampling.millionths, self.access_log)
+        match self.sampling {
+            Some(share) => write!(f, "{}/{}", share.millionths, self.access_log),
+            None => write!(f, "-/{}", self.access_log),
+        }
     }
 }
 

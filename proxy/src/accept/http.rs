@@ -4,7 +4,7 @@ use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
-use http::{HeaderValue, Method, Request, Response, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{Chosen, Facts, rechoose};
@@ -30,7 +30,7 @@ use crate::{
         worker::Worker,
     },
     tcp::relay,
-    telemetry::Record,
+    telemetry::{Record, TraceContext},
 };
 
 /// How long a lingering close waits for the client to notice (HT-18).
@@ -144,8 +144,8 @@ async fn serve_http1(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
         let head = match timeout(limit, poll_fn(|cx| server.poll_request(cx))).await {
             Ok(Ok(Some(head))) => head,
             Ok(Ok(None)) => return,
-            Ok(Err(error)) => return refuse(worker, &served.conn, server, &error).await,
-            Err(_) => return stalled(worker, &served.conn, server).await,
+            Ok(Err(error)) => return refuse(worker, &served, server, &error).await,
+            Err(_) => return stalled(worker, &served, server).await,
         };
         requests = requests.saturating_add(1);
         let worn = manager.max_requests_per_connection;
@@ -194,7 +194,7 @@ async fn run_tunnel(worker: &Arc<Worker>, server: ServerConn<BoxIo>, tunnel: Tun
 /// Answers what is no request, says so in the log, and closes.
 async fn refuse(
     worker: &Arc<Worker>,
-    conn: &Connection,
+    served: &Served,
     server: ServerConn<BoxIo>,
     error: &h1::Error,
 ) {
@@ -205,20 +205,21 @@ async fn refuse(
     let details = error.to_string();
     let mut reply = LocalReply::new(fault, &details);
     reply.status = error.status();
-    local_answer(worker, conn, server, &reply).await;
+    local_answer(worker, served, server, &reply).await;
 }
 
-async fn stalled(worker: &Arc<Worker>, conn: &Connection, server: ServerConn<BoxIo>) {
+async fn stalled(worker: &Arc<Worker>, served: &Served, server: ServerConn<BoxIo>) {
     let reply = LocalReply::new(Fault::DownstreamIdle, "the head did not come in time");
-    local_answer(worker, conn, server, &reply).await;
+    local_answer(worker, served, server, &reply).await;
 }
 
 async fn local_answer(
     worker: &Arc<Worker>,
-    conn: &Connection,
+    served: &Served,
     mut server: ServerConn<BoxIo>,
     reply: &LocalReply<'_>,
 ) {
+    let conn = &served.conn;
     let mut record = Record::new(
         conn.listener.direction,
         conn.source,
@@ -230,7 +231,14 @@ async fn local_answer(
         ..Caller::default()
     };
     let response = reply.build(&caller);
+    record.peer.clone_from(&conn.peer);
     record.fault = Some(reply.fault);
+    // What could not be read belongs to no trace of its caller's.
+    let telemetry = &worker.shared.telemetry;
+    let tracing = served.manager.tracing.as_ref();
+    let sampling = telemetry.sampling(tracing);
+    record.trace = worker.with_rng(|rng| TraceContext::extract(&HeaderMap::new(), sampling, rng));
+    record.collector = tracing.and_then(|tracing| tracing.collector.clone());
     reply.details.clone_into(&mut record.details);
     record.status = Some(response.status());
     let (parts, body) = response.into_parts();
@@ -239,7 +247,7 @@ async fn local_answer(
     server.send_response(&Response::from_parts(parts, ()), len, None);
     server.send_data(body);
     let _late = timeout(LINGER, poll_fn(|cx| server.poll_linger(cx))).await;
-    worker.shared.telemetry.request(&record);
+    telemetry.request(&record);
 }
 
 async fn serve_http2(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {

@@ -15,7 +15,7 @@ use crate::{
     bootstrap::RunArgs,
     policy::worker::Shared,
     telemetry::{
-        AccessLog, Lines, Names, Setup, Telemetry, WallClock,
+        AccessLog, Lines, Names, Setup, Spans, Telemetry, WallClock,
         metrics::{self, Sheet, Text, Value},
     },
     xds::{Kind, Stats, UpdateResult},
@@ -31,7 +31,7 @@ pub(super) fn clock() -> WallClock {
 }
 
 /// The telemetry that the settings ask for.
-pub(super) fn telemetry(args: &RunArgs) -> anyhow::Result<Arc<Telemetry>> {
+pub(super) fn telemetry(args: &RunArgs, spans: Spans) -> anyhow::Result<Arc<Telemetry>> {
     let access_log = match args.access_log.format() {
         None => None,
         Some(format) => Some(AccessLog {
@@ -42,6 +42,7 @@ pub(super) fn telemetry(args: &RunArgs) -> anyhow::Result<Arc<Telemetry>> {
     let telemetry = Telemetry::new(Setup {
         clock: clock(),
         access_log,
+        spans: Some(spans),
     });
     let labels = [
         &args.workload,

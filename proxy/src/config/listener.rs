@@ -159,7 +159,17 @@ pub struct LocalRateLimit {
 pub struct Tracing {
     /// Share of requests without a sampling decision of their caller that are traced.
     pub random_sampling: Fraction,
-    /// `service.name` of our spans.
+    /// Who gets the spans; `None` leaves that to how the proxy was started.
+    pub collector: Option<Arc<Collector>>,
+}
+
+/// A collector of traces that is a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Collector {
+    pub cluster: ClusterName,
+    /// `:authority` of the calls.
+    pub authority: Box<str>,
+    /// `service.name` of our spans; empty for the workload's own.
     pub service_name: Box<str>,
 }
 

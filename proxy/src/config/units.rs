@@ -213,6 +213,20 @@ impl Fraction {
         }
     }
 
+    /// A share in percent, to the ten-thousandth; what is outside 0 to 100 means none or all.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped, and not a number becomes 0"
+    )]
+    pub fn of_percent(percent: f64) -> Self {
+        Self::new(
+            (percent.clamp(0.0, 100.0) * 10_000.0).round() as u32,
+            1_000_000,
+        )
+    }
+
     /// Draws once.
     pub fn hits(self, rng: &mut impl rand::Rng) -> bool {
         self.numerator > 0

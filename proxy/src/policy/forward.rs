@@ -198,6 +198,9 @@ impl Job<'_> {
         let address = picked.endpoint.config.address;
         tries.tried.push(address);
         let mut attempt = Attempt::new(address, began);
+        if let Some(trace) = &mut self.record.trace {
+            attempt.span_id = self.worker.with_rng(|rng| trace.next_try(rng));
+        }
         let sent = self.send(tries, &picked, &mut attempt, exchange).await;
         let result = match sent {
             Ok(mut up) => match exchange.head(&mut up, &mut tries.deadlines).await {
@@ -226,6 +229,7 @@ impl Job<'_> {
         match result {
             Ok((up, head)) => {
                 attempt.status = Some(head.head.status());
+                attempt.grpc_status = grpc::status(head.head.headers());
                 self.record.attempts.push(attempt);
                 Ok(Answered {
                     up,
@@ -262,6 +266,9 @@ impl Job<'_> {
         };
         let wire = self.wire(config.protocol);
         let mut head = self.head_for(tries, picked);
+        if let Some(trace) = &self.record.trace {
+            trace.inject(head.headers_mut(), &attempt.span_id);
+        }
         let pending = cluster
             .pending(high)
             .map_err(|fault| Failure::before_sending(fault, config.name.as_str()))?;

@@ -48,6 +48,9 @@ impl Job<'_> {
             *head.method_mut() = self.parts.method.clone();
             *head.uri_mut() = self.parts.uri.clone();
             *head.headers_mut() = self.parts.headers.clone();
+            if let Some(trace) = &self.record.trace {
+                trace.inject(head.headers_mut(), &trace.span_id);
+            }
             if let Some(host) = mirror.host(authority(&self.parts)) {
                 head.headers_mut().insert(header::HOST, host);
             }

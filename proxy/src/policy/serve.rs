@@ -27,7 +27,7 @@ use crate::{
         reply::{self, Caller, LocalReply},
     },
     route::{RouteHit, path},
-    telemetry::Record,
+    telemetry::{Record, TraceContext},
 };
 
 /// What is known of the connection that a request came on.
@@ -151,6 +151,10 @@ impl<'a> Job<'a> {
         record.grpc = caller.grpc.is_some();
         record.authority = authority(&parts).to_owned();
         record.path = parts.uri.path().to_owned();
+        let tracing = manager.tracing.as_ref();
+        let sampling = worker.shared.telemetry.sampling(tracing);
+        record.trace = worker.with_rng(|rng| TraceContext::extract(&parts.headers, sampling, rng));
+        record.collector = tracing.and_then(|tracing| tracing.collector.clone());
         let upgrade = upgrade_token(&parts.headers);
         strip_hop_by_hop(&mut parts.headers);
         Self {

@@ -9,6 +9,7 @@ pub mod metrics;
 mod process;
 pub mod record;
 mod series;
+pub mod spans;
 pub mod trace;
 
 use std::{
@@ -24,9 +25,14 @@ pub use lines::Lines;
 pub use logging::Logging;
 pub use record::{Attempt, ConnectionRecord, Record};
 pub use series::{MAX_PEERS, MAX_SERIES, OTHER};
+pub use spans::Spans;
 pub use trace::TraceContext;
 
-use crate::config::{ClusterName, listener::Direction};
+use crate::config::{
+    ClusterName,
+    listener::{Direction, Tracing},
+    units::Fraction,
+};
 use count::Counters;
 use metrics::Sheet;
 
@@ -57,6 +63,7 @@ pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 pub struct Setup {
     pub clock: WallClock,
     pub access_log: Option<AccessLog>,
+    pub spans: Option<Spans>,
 }
 
 impl Default for Setup {
@@ -65,6 +72,7 @@ impl Default for Setup {
         Self {
             clock: Arc::new(|| SystemTime::UNIX_EPOCH),
             access_log: None,
+            spans: None,
         }
     }
 }
@@ -73,6 +81,7 @@ impl fmt::Debug for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Setup")
             .field("access_log", &self.access_log)
+            .field("spans", &self.spans)
             .finish_non_exhaustive()
     }
 }
@@ -113,6 +122,16 @@ impl Telemetry {
         if let Some(log) = &self.setup.access_log {
             log.request(record, (self.setup.clock)());
         }
+        if let Some(spans) = &self.setup.spans {
+            spans.push(record, &self.setup.clock);
+        }
+    }
+
+    /// The share of requests that are traced where `tracing` is configured and their caller has not
+    /// decided; `None` where nobody would get their spans.
+    #[must_use]
+    pub fn sampling(&self, tracing: Option<&Tracing>) -> Option<Fraction> {
+        self.setup.spans.as_ref()?.sampling(tracing)
     }
 
     /// Takes a finished opaque connection.
@@ -162,6 +181,9 @@ impl Telemetry {
         }
         if let Some(log) = &self.setup.access_log {
             sheet.count(&metrics::LOG_DROPPED, [], log.lines.dropped());
+        }
+        if let Some(spans) = &self.setup.spans {
+            spans.collect(&mut sheet);
         }
         process::collect(&mut sheet);
         let version = env!("CARGO_PKG_VERSION").into();

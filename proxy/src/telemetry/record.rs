@@ -7,7 +7,10 @@ use tokio::time::Instant;
 
 use super::trace::{SpanId, TraceContext};
 use crate::{
-    config::{ClusterName, SpiffeId, listener::Direction},
+    config::{
+        ClusterName, SpiffeId,
+        listener::{Collector, Direction},
+    },
     fault::Fault,
 };
 
@@ -24,7 +27,10 @@ pub struct Attempt {
     pub connect: Duration,
     pub tls: Duration,
     pub reused: bool,
+    /// Of the head that came last, if one came.
     pub status: Option<StatusCode>,
+    /// What that head said; most calls say it later.
+    pub grpc_status: Option<u32>,
     pub fault: Option<Fault>,
     pub detail: String,
 }
@@ -43,6 +49,7 @@ impl Attempt {
             tls: Duration::ZERO,
             reused: false,
             status: None,
+            grpc_status: None,
             fault: None,
             detail: String::new(),
         }
@@ -87,6 +94,8 @@ pub struct Record {
     /// Identity of the endpoint that answered.
     pub upstream_peer: Option<SpiffeId>,
     pub trace: Option<TraceContext>,
+    /// Who gets the spans, where the configuration says.
+    pub collector: Option<Arc<Collector>>,
 }
 
 impl Record {
@@ -122,6 +131,7 @@ impl Record {
             attempts: Vec::new(),
             upstream_peer: None,
             trace: None,
+            collector: None,
         }
     }
 

@@ -32,8 +32,13 @@ pub struct TraceContext {
     pub trace_id: TraceId,
     /// The caller's span; `None` when the trace begins here.
     pub parent: Option<SpanId>,
-    /// The request's own span.
+    /// What the endpoint of the first try is told is its caller. It is the request's own span, as
+    /// long as one try is all there is: a request and its only try are one span, and a trace has
+    /// one level for each proxy that it passed.
     pub span_id: SpanId,
+    /// The request's own span once there are more tries, each of which then has one below it.
+    above: Option<SpanId>,
+    tries: u32,
     /// Whether its spans are exported.
     pub sampled: bool,
     came: Came,
@@ -111,16 +116,32 @@ impl TraceContext {
             trace_id,
             parent,
             span_id: nonzero(rng.random()),
+            above: None,
+            tries: 0,
             sampled,
             came,
             ours: sampling.is_some(),
         })
     }
 
-    /// A new span of this trace.
-    #[must_use]
-    pub fn span(rng: &mut impl Rng) -> SpanId {
+    /// The span of the next try.
+    pub fn next_try(&mut self, rng: &mut impl Rng) -> SpanId {
+        self.tries = self.tries.saturating_add(1);
+        if self.tries == 1 {
+            return self.span_id;
+        }
+        self.above
+            .get_or_insert_with(|| nonzero(rng.random::<SpanId>()));
         nonzero(rng.random())
+    }
+
+    /// The span of the request itself, once its tries are over.
+    #[must_use]
+    pub const fn request_span(&self) -> SpanId {
+        match self.above {
+            Some(above) => above,
+            None => self.span_id,
+        }
     }
 
     /// Makes `span` the caller of whoever reads `headers`, in every family that came in; in W3C's
@@ -137,9 +158,9 @@ impl TraceContext {
             debug,
         } = self.came;
         if w3c || !(b3 || b3_multi) {
-            let flags = u8::from(self.sampled);
-            let text = format!("00-{}-{}-{flags:02x}", hex(&self.trace_id), hex(span));
-            set(headers, TRACEPARENT, &text);
+            let flags = [u8::from(self.sampled)];
+            let parts: [&[u8]; 4] = [&[0], &self.trace_id, span, &flags];
+            set(headers, TRACEPARENT, &Text::joined(&parts));
         }
         if !w3c_valid {
             // W3C Trace Context §3.3: it belongs to a traceparent that could be read.
@@ -151,20 +172,22 @@ impl TraceContext {
             (false, false) => "0",
         };
         if b3 {
-            let text = format!("{}-{}-{flag}", hex(&self.trace_id), hex(span));
+            let mut text = Text::joined(&[&self.trace_id, span]);
+            text.push(b"-");
+            text.push(flag.as_bytes());
             set(headers, B3, &text);
         }
         if b3_multi {
             headers.remove(B3_PARENT);
-            set(headers, B3_TRACE_ID, &hex(&self.trace_id));
-            set(headers, B3_SPAN_ID, &hex(span));
+            set(headers, B3_TRACE_ID, &Text::joined(&[&self.trace_id]));
+            set(headers, B3_SPAN_ID, &Text::joined(&[span]));
             if debug {
                 // It implies the decision, which must not be said twice.
                 headers.remove(B3_SAMPLED);
-                set(headers, B3_FLAGS, "1");
+                headers.insert(B3_FLAGS, HeaderValue::from_static("1"));
             } else {
                 headers.remove(B3_FLAGS);
-                set(headers, B3_SAMPLED, flag);
+                headers.insert(B3_SAMPLED, HeaderValue::from_static(flag));
             }
         }
     }
@@ -180,9 +203,49 @@ fn one<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     first.to_str().ok()
 }
 
-fn set(headers: &mut HeaderMap, name: HeaderName, text: &str) {
-    if let Ok(value) = HeaderValue::from_str(text) {
+fn set(headers: &mut HeaderMap, name: HeaderName, text: &Text) {
+    if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
         headers.insert(name, value);
+    }
+}
+
+/// Longest text of a context: version, trace, span and flags of a `traceparent`.
+const MAX_TEXT: usize = 2 + 1 + 32 + 1 + 16 + 1 + 2;
+
+/// A context in a header. On the stack, since every request has one written, sampled or not.
+struct Text {
+    bytes: [u8; MAX_TEXT],
+    len: usize,
+}
+
+impl Text {
+    /// The parts in hexadecimal, with dashes between them.
+    fn joined(parts: &[&[u8]]) -> Self {
+        let mut text = Self {
+            bytes: [0; MAX_TEXT],
+            len: 0,
+        };
+        for (n, part) in parts.iter().enumerate() {
+            if n > 0 {
+                text.push(b"-");
+            }
+            for byte in *part {
+                text.push(&hex_digits(*byte));
+            }
+        }
+        text
+    }
+
+    fn push(&mut self, more: &[u8]) {
+        let room = self.bytes.get_mut(self.len..).unwrap_or_default();
+        for (to, from) in room.iter_mut().zip(more) {
+            *to = *from;
+            self.len += 1;
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
     }
 }
 
@@ -294,13 +357,19 @@ fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
 
 /// Lower-case hexadecimal.
 pub(super) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] = [
-        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
-    ];
-    let digit = |n: u8| DIGITS.get(usize::from(n & 0xf)).copied().unwrap_or('0');
-    let each = bytes.iter();
-    each.flat_map(|byte| [digit(byte >> 4), digit(*byte)])
-        .collect()
+    let digits = bytes.iter().flat_map(|byte| hex_digits(*byte));
+    digits.map(char::from).collect()
+}
+
+const fn hex_digits(byte: u8) -> [u8; 2] {
+    [hex_digit(byte >> 4), hex_digit(byte & 0xf)]
+}
+
+const fn hex_digit(half: u8) -> u8 {
+    match half {
+        0..10 => b'0' + half,
+        _ => b'a' + half - 10,
+    }
 }
 
 fn nonzero<const N: usize>(mut bytes: [u8; N]) -> [u8; N] {

@@ -32,10 +32,14 @@ fn of_listener(listener: &Listener, out: &mut Vec<Ref>) {
             secrets_of_server(tls, out);
         }
         match &chain.kind {
-            ChainKind::Http(manager) => match &manager.routes {
-                Routes::Inline(routes) => of_routes(routes, out),
-                Routes::Rds(name) => out.push((Kind::Route, name.as_str().into())),
-            },
+            ChainKind::Http(manager) => {
+                match &manager.routes {
+                    Routes::Inline(routes) => of_routes(routes, out),
+                    Routes::Rds(name) => out.push((Kind::Route, name.as_str().into())),
+                }
+                let collector = manager.tracing.as_ref().and_then(|t| t.collector.as_ref());
+                out.extend(collector.map(|c| (Kind::Cluster, c.cluster.as_str().into())));
+            }
             ChainKind::Tcp(proxy) => {
                 let names = proxy.clusters.iter();
                 out.extend(names.map(|(name, _)| (Kind::Cluster, name.as_str().into())));

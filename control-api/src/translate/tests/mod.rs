@@ -143,3 +143,27 @@ fn what_is_not_there_is_not_made_up() {
         assert_eq!(resource(&world, &web(), kind, name), None, "{name}");
     }
 }
+
+#[test]
+fn a_policy_says_what_share_is_traced_and_without_one_the_proxy_does() {
+    let service = SHOP.split("---").next().expect("a first object");
+    let policy = |sampling: &str| {
+        format!(
+            "{service}\n---\napiVersion: outrigger.dev/v1\nkind: Telemetry\n\
+             metadata: {{name: t, namespace: shop}}\nspec: {{{sampling}}}\n"
+        )
+    };
+    let tracing = |manifest: &str| {
+        let inbound = json(&world(manifest), &cart(), ResourceType::Listener, "inbound");
+        let text = inbound.to_string();
+        text.split("\"tracing\":").nth(1).map(|rest| {
+            let end = rest.find("}}").expect("an end");
+            rest.get(..end + 2).expect("text").to_owned()
+        })
+    };
+    assert_eq!(tracing(service), None);
+    assert_eq!(tracing(&policy("accessLog: true")), None);
+    let half = r#"{"random_sampling":{"value":0.5}}"#;
+    let stated = tracing(&policy("tracing: {sampling: 0.5}"));
+    assert_eq!(stated.as_deref(), Some(half));
+}

@@ -7,7 +7,7 @@ use outrigger_proto::{
     any::Any,
     envoy::{
         config::{
-            core::v3::{HttpProtocolOptions, http_protocol_options},
+            core::v3::{HttpProtocolOptions, grpc_service::TargetSpecifier, http_protocol_options},
             trace::v3::{OpenTelemetryConfig, tracing::http as provider},
         },
         extensions::filters::{
@@ -41,7 +41,8 @@ use super::{
 use crate::config::{
     RouteConfigName,
     listener::{
-        Codec, ForwardClientCert, HttpFilter, HttpManager, LocalRateLimit, Routes, Tracing,
+        Codec, Collector, ForwardClientCert, HttpFilter, HttpManager, LocalRateLimit, Routes,
+        Tracing,
     },
     route::{Abort, FaultInjection},
     units::Fraction,
@@ -448,23 +449,45 @@ fn tracing_of(at: At<'_>, value: &TracingMessage) -> Decoded<Tracing> {
         .provider
         .as_ref()
         .and_then(|inner| inner.config_type.as_ref());
-    let service_name = match config {
+    let collector = match config {
         Some(provider::ConfigType::TypedConfig(any))
             if any.type_url == type_url::OPEN_TELEMETRY =>
         {
-            let inner: OpenTelemetryConfig = unpack(at.field("provider"), any)?;
-            inner.service_name
+            let at = at.field("provider");
+            collector(at, unpack(at, any)?)
         }
         Some(provider::ConfigType::TypedConfig(_)) => {
             at.field("provider").ignored();
-            String::new()
+            None
         }
-        None => String::new(),
+        None => None,
     };
     Ok(Tracing {
         random_sampling: share(random),
-        service_name: service_name.into(),
+        collector: collector.map(Arc::new),
     })
+}
+
+/// The cluster that gets the spans; `None` for one that is reached by other means than ours, where
+/// the proxy's own setting holds.
+fn collector(at: At<'_>, value: OpenTelemetryConfig) -> Option<Collector> {
+    at.ignores("http_service", value.http_service.is_some());
+    at.ignores("resource_detectors", !value.resource_detectors.is_empty());
+    at.ignores("sampler", value.sampler.is_some());
+    let service = value.grpc_service?;
+    let at = at.field("grpc_service");
+    at.ignores("initial_metadata", !service.initial_metadata.is_empty());
+    match service.target_specifier? {
+        TargetSpecifier::EnvoyGrpc(grpc) => Some(Collector {
+            cluster: grpc.cluster_name.into(),
+            authority: grpc.authority.into(),
+            service_name: value.service_name.into(),
+        }),
+        TargetSpecifier::GoogleGrpc(_) => {
+            at.field("google_grpc").ignored();
+            None
+        }
+    }
 }
 
 fn forward_cert(at: At<'_>, value: i32) -> Decoded<ForwardClientCert> {

@@ -103,14 +103,9 @@ pub(super) fn whole_percent(at: At<'_>, value: Option<&Percent>, default: u32) -
     Ok(percent(at, value)?.map_or(default, |value| value.round() as u32))
 }
 
-/// A share in the precision of a percentage: a ten-thousandth of it.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "0 to 100 by `percent`"
-)]
+/// A share of requests, from 0 to 100 by [`percent`].
 pub(super) fn share(value: f64) -> Fraction {
-    Fraction::new((value * 10_000.0).round() as u32, 1_000_000)
+    Fraction::of_percent(value)
 }
 
 /// A share of requests.

@@ -167,3 +167,43 @@ fn unknown_fields_are_found_inside_extensions_too() {
         parsed.ignored
     );
 }
+
+#[test]
+fn tracing_names_a_share_and_perhaps_a_collector() {
+    let yaml = with_manager(
+        "tracing: {random_sampling: {value: 50}, overall_sampling: {value: 10}, provider: {name: \
+         o, typed_config: {'@type': '@OTEL', service_name: cart, grpc_service: {envoy_grpc: \
+         {cluster_name: jaeger, authority: jaeger.obs}}}}}",
+    );
+    let (manager, ignored) = manager(&yaml);
+    let tracing = manager.tracing.as_ref().expect("tracing");
+    assert_eq!(tracing.random_sampling, Fraction::new(50_000, 1_000_000));
+    let collector = tracing.collector.as_ref().expect("a collector");
+    assert_eq!(collector.cluster, ClusterName::from("jaeger"));
+    assert_eq!(
+        (&*collector.authority, &*collector.service_name),
+        ("jaeger.obs", "cart")
+    );
+    assert!(ignored.is_empty(), "{ignored:?}");
+    // Its cluster is needed like any other that the listener names.
+    let refs = crate::xds::refs::of(&good(Kind::Listener, &yaml).resource);
+    assert!(refs.contains(&(Kind::Cluster, "jaeger".into())), "{refs:?}");
+}
+
+#[test]
+fn a_collector_that_is_reached_by_other_means_is_passed_over() {
+    let provider = |config: &str| {
+        with_manager(&format!(
+            "tracing: {{provider: {{name: o, typed_config: {{'@type': '@OTEL', {config}}}}}}}"
+        ))
+    };
+    for config in [
+        "grpc_service: {google_grpc: {target_uri: 'jaeger:4317', stat_prefix: s}}",
+        "http_service: {http_uri: {uri: 'http://jaeger:4318/v1/traces', cluster: j, timeout: 1s}}",
+    ] {
+        let (manager, ignored) = manager(&provider(config));
+        let tracing = manager.tracing.as_ref().expect("tracing");
+        assert!(tracing.collector.is_none());
+        assert_eq!(ignored.len(), 1, "{ignored:?}");
+    }
+}
