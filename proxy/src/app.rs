@@ -28,7 +28,7 @@ use crate::{
     admin::Origin,
     bootstrap::RunArgs,
     config::{TrustDomain, endpoint::Locality},
-    control::{CertificateSource, Connector, FileSource, WallClock},
+    control::{CertificateSource, Connector, ConnectorSettings, FileSource, WallClock},
     drain::{Drain, Phase},
     net::Dialer,
     policy::{
@@ -99,7 +99,7 @@ async fn control(args: &RunArgs, logging: &Logging) -> anyhow::Result<()> {
             anyhow::bail!("nothing to do: give --control-plane, --config, or both");
         }
     } else {
-        let connector = connector(args, dialer, &shared).await?;
+        let connector = connector(args, dialer, &shared)?;
         let (view, stats) = start_control(args, connector, &shared, &publisher, &mut rng, &stop)?;
         sources.push((Origin::ControlPlane, view));
         stream = Some(stats);
@@ -152,24 +152,19 @@ async fn start_identity(args: &RunArgs, shared: &Arc<Shared>) -> anyhow::Result<
     Ok(())
 }
 
-async fn connector(
-    args: &RunArgs,
-    dialer: Dialer,
-    shared: &Arc<Shared>,
-) -> anyhow::Result<Connector> {
-    let domain = TrustDomain::parse(&args.trust_domain)?;
+fn connector(args: &RunArgs, dialer: Dialer, shared: &Shared) -> anyhow::Result<Connector> {
     let bundle = args
         .trust_bundle
-        .as_ref()
+        .clone()
         .context("--control-plane needs --trust-bundle, the roots that authenticate it")?;
-    let bundle_pem = tokio::fs::read(bundle)
-        .await
-        .with_context(|| format!("--trust-bundle {}", bundle.display()))?;
-    let identity = Arc::clone(&shared.identity);
-    let addresses = &args.control_plane;
-    Ok(Connector::new(
-        addresses, bundle_pem, &domain, dialer, identity,
-    )?)
+    Ok(Connector::new(ConnectorSettings {
+        addresses: args.control_plane.clone(),
+        bundle,
+        domain: TrustDomain::parse(&args.trust_domain)?,
+        dialer,
+        identity: Arc::clone(&shared.identity),
+        clock: WallClock::system(),
+    })?)
 }
 
 /// Certificate and configuration from the control plane.
@@ -183,7 +178,7 @@ fn start_control(
 ) -> anyhow::Result<(xds::View, Arc<xds::Stats>)> {
     if args.cert_file.is_none() {
         let source = CertificateSource {
-            connector: connector.clone(),
+            authority: connector.clone(),
             id: args.spiffe_id()?,
             token_file: args.token_file.clone(),
             clock: WallClock::system(),

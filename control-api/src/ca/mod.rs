@@ -24,8 +24,9 @@ pub use token::{DEFAULT_TTL, MAX_TTL, TokenError, Tokens};
 
 use crate::{clock::Clock, identity::Identity};
 
-/// Peers whose clock is behind must not find a certificate that is not valid yet (TL-03).
-const BACKDATE: Duration = Duration::from_secs(60);
+/// Peers whose clock is behind, by up to a minute and a half as found in the field, must not find a
+/// certificate that is not valid yet (TL-03).
+const BACKDATE: Duration = Duration::from_secs(120);
 /// Life of the root: ten years.
 const ROOT_LIFE: Duration = Duration::from_secs(3_650 * 24 * 3_600);
 /// A certificate that lives shorter would be renewed all the time.

@@ -7,7 +7,6 @@ mod opaque;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout},
@@ -30,7 +29,7 @@ use crate::{
         worker::{Worker, World},
     },
     telemetry::{ConnectionRecord, TlsFailure},
-    tls::peer_identity,
+    tls::{self, peer_identity},
     xds::{Demanded, InUse},
 };
 
@@ -223,7 +222,10 @@ async fn choose(
     let (io, alpn) = match &chain.tls {
         None if prefix.is_empty() => (Box::new(io) as BoxIo, None),
         None => (Box::new(Prefixed::new(io, prefix)) as BoxIo, None),
-        Some(tls) => terminate(worker, tls, io, prefix, &mut conn).await?,
+        Some(tls) => {
+            let seen = Prefixed::new(io, prefix);
+            terminate(worker, tls, seen, &facts.protocols, &mut conn).await?
+        }
     };
     record.peer.clone_from(&conn.peer);
     for rbac in &chain.rbac {
@@ -304,8 +306,8 @@ async fn find(
 async fn terminate(
     worker: &Arc<Worker>,
     tls: &Arc<ServerTls>,
-    io: TcpStream,
-    prefix: Bytes,
+    io: Prefixed<TcpStream>,
+    offered: &[Vec<u8>],
     conn: &mut Connection,
 ) -> Result<(BoxIo, Option<Vec<u8>>), Refused> {
     let direction = conn.listener.direction;
@@ -314,18 +316,23 @@ async fn terminate(
         count(TlsFailure::NoIdentity);
         Refused::Tls(format!("TLS settings: {error}"))
     })?;
-    let accept = TlsAcceptor::from(config).accept(Prefixed::new(io, prefix));
+    let accept = TlsAcceptor::from(config).accept(io);
     let failed = |why: String| {
+        let offered: Vec<_> = offered
+            .iter()
+            .map(|name| name.escape_ascii().to_string())
+            .collect();
         Refused::Tls(format!(
-            "TLS handshake: {why} (server name {})",
+            "TLS handshake: {why} (server name {}, ALPN {})",
             conn.server_name.as_deref().unwrap_or("-"),
+            offered.join(" "),
         ))
     };
     let stream = match timeout(HANDSHAKE_TIMEOUT, accept).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             count(tls_failure(&error));
-            return Err(failed(error.to_string()));
+            return Err(failed(tls::explain(&error)));
         }
         Err(_) => {
             count(TlsFailure::Timeout);

@@ -14,7 +14,7 @@ use crate::{
         listener::{ChainKind, TcpProxy},
     },
     drain::Phase,
-    fault::Fault,
+    fault::{Fault, Side},
     net::{BoxIo, Io, Prefixed},
     policy::worker::Worker,
     pool::{ConnectError, Dialed, Permit},
@@ -87,6 +87,14 @@ pub(super) async fn dial(
                 });
             }
             Err(error) => {
+                if error.fault == Fault::OverflowConnections {
+                    cluster.connections_overflowed();
+                }
+                if error.fault.row().side == Side::Proxy {
+                    // What this proxy lacks is no fault of the endpoint, nor mended at another.
+                    picked.record(Outcome::Neutral, now.elapsed(), Instant::now());
+                    return Err(error);
+                }
                 picked.record(Outcome::ConnectFailed, now.elapsed(), Instant::now());
                 let again = tried.contains(&target.address);
                 tried.push(target.address);

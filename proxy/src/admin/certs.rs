@@ -43,6 +43,9 @@ fn one(cert: &CertificateView, now: UnixTime) -> Value {
     let names = cert.uris.iter().map(|uri| json!({ "uri": uri }));
     json!({
         "serial_number": cert.serial,
+        // Envoy shows neither; tools ask by them when an old root may go (TL-02).
+        "subject": cert.subject,
+        "issuer": cert.issuer,
         "subject_alt_names": names.collect::<Vec<_>>(),
         // A 64-bit number is a string in proto3 JSON.
         "days_until_expiration": (cert.not_after.saturating_sub(now.as_secs()) / DAY).to_string(),

@@ -34,6 +34,8 @@ impl Dial for Connections {
         let own = self.shared.is_own(address.ip());
         let target = Target {
             endpoint: endpoint.id,
+            // Checks are outside its limits.
+            cluster: "".into(),
             address,
             tls: endpoint.tls.clone().filter(|_| !own),
             connect_timeout: NO_LIMIT,

@@ -1,6 +1,6 @@
 //! The ports that people, scrapers and kubelets ask at, readiness, and the order to end.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{sync::watch, time::Instant};
@@ -13,8 +13,14 @@ use crate::{
     drain::{Drain, Phase},
     policy::worker::Shared,
     telemetry::Logging,
+    tls::IdentityStore,
     xds::{NodeInfo, Stats, View},
 };
+
+/// What readiness waits for first.
+const CERTIFICATE: &str = "a certificate";
+/// How often it is looked at whether it is valid still.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(1);
 
 /// What the pages are made of, as far as only the composition root knows it.
 pub(super) struct Parts {
@@ -48,14 +54,14 @@ pub(super) async fn start(
     let readiness = Readiness::default();
     let secured = !args.control_plane.is_empty() || args.cert_file.is_some();
     if secured {
-        let (missing, identity) = (
-            readiness.block("a certificate"),
-            Arc::clone(&shared.identity),
-        );
-        tokio::spawn(async move {
-            identity.ready().await;
-            drop(missing);
-        });
+        let identity = Arc::clone(&shared.identity);
+        let missing = readiness.block(CERTIFICATE);
+        tokio::spawn(certified(
+            identity,
+            readiness.clone(),
+            missing,
+            WallClock::system(),
+        ));
     }
     if !args.control_plane.is_empty() {
         let missing = readiness.block("the configuration");
@@ -120,6 +126,31 @@ async fn configured(sides: Vec<Direction>, shared: Arc<Shared>, missing: BlockRe
         }
         drop(world);
         changed.await;
+    }
+}
+
+/// Holds readiness back while there is no certificate, or it has expired: nothing that speaks
+/// mutual TLS works then (TL-04).
+async fn certified(
+    identity: Arc<IdentityStore>,
+    readiness: Readiness,
+    missing: BlockReady,
+    clock: WallClock,
+) {
+    let mut missing = Some(missing);
+    loop {
+        let changed = identity.changed();
+        let current = identity.get();
+        match current.filter(|own| own.is_valid(clock.now())) {
+            Some(_) => missing = None,
+            None if missing.is_none() => {
+                tracing::error!("the certificate has expired; not ready until there is a new one");
+                missing = Some(readiness.block(CERTIFICATE));
+            }
+            None => {}
+        }
+        // The wall clock may jump, so that no timer can be set for the end.
+        drop(tokio::time::timeout(CERTIFICATE_CHECK, changed).await);
     }
 }
 

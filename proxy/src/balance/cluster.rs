@@ -430,17 +430,16 @@ impl ClusterHandle {
         } else {
             |run| &run.connections[0]
         };
-        let totals = &self.run.totals;
-        match Slot::take(&self.run, self.limits(high).max_connections, counter) {
-            Some(slot) => {
-                totals.connections.fetch_add(1, Relaxed);
-                Ok(ConnectionPermit(slot))
-            }
-            None => {
-                totals.over_connections.fetch_add(1, Relaxed);
-                Err(Fault::OverflowConnections)
-            }
-        }
+        let slot = Slot::take(&self.run, self.limits(high).max_connections, counter);
+        let slot = slot.ok_or(Fault::OverflowConnections)?;
+        self.run.totals.connections.fetch_add(1, Relaxed);
+        Ok(ConnectionPermit(slot))
+    }
+
+    /// Counts a request or a connection that found the limit of connections reached. Apart from
+    /// [`Self::connection`], which whoever waits asks many times.
+    pub fn connections_overflowed(&self) {
+        self.run.totals.over_connections.fetch_add(1, Relaxed);
     }
 
     /// One more request that waits for a connection.

@@ -3,8 +3,9 @@
 
 use std::{
     io,
+    path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -16,6 +17,7 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use tower_service::Service;
 
+use super::WallClock;
 use crate::{
     config::{
         Invalid, TrustDomain,
@@ -31,35 +33,45 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Service account of the control plane, whose identity proves it.
 const CONTROL_ACCOUNT: &str = "outrigger-control";
 
+/// What a [`Connector`] is made of.
+#[derive(Debug)]
+pub struct ConnectorSettings {
+    /// `host:port` of each replica.
+    pub addresses: Vec<String>,
+    /// PEM file with roots that the control plane is believed by. It is looked at again at each
+    /// attempt, so that a change of the roots needs no restart (TL-02).
+    pub bundle: PathBuf,
+    /// Of the control plane.
+    pub domain: TrustDomain,
+    pub dialer: Dialer,
+    /// Our own certificate, and the roots that came with it, which the control plane is believed by
+    /// as well.
+    pub identity: Arc<IdentityStore>,
+    pub clock: WallClock,
+}
+
 /// Makes authenticated connections to the control plane.
 #[derive(Clone, Debug)]
 pub struct Connector {
-    addresses: Arc<[String]>,
+    settings: Arc<ConnectorSettings>,
     next: Arc<AtomicUsize>,
-    dialer: Dialer,
     tls: Arc<ClientTlsCache>,
-    identity: Arc<IdentityStore>,
-    anonymous: Arc<ClientTls>,
-    known: Arc<ClientTls>,
+    expected: PeerMatch,
+    /// The setting in use, by the roots and by whether our certificate is shown.
+    built: Arc<Mutex<Option<Arc<ClientTls>>>>,
+    anonymous: bool,
 }
 
 impl Connector {
-    /// A connector to `addresses` (`host:port`), which have to prove the identity of the control
-    /// plane by a root in `bundle_pem`. Our own certificate is shown once we have one.
+    /// A connector to the control plane. Our own certificate is shown while we have a valid one.
     ///
     /// # Errors
-    /// When there is no address, or one has no port.
-    pub fn new(
-        addresses: &[String],
-        bundle_pem: Vec<u8>,
-        domain: &TrustDomain,
-        dialer: Dialer,
-        identity: Arc<IdentityStore>,
-    ) -> Result<Self, Invalid> {
-        if addresses.is_empty() {
+    /// When there is no address, or one has no port, or the bundle cannot be read.
+    pub fn new(settings: ConnectorSettings) -> Result<Self, Invalid> {
+        if settings.addresses.is_empty() {
             return Err(Invalid::at("control-plane", "no address given"));
         }
-        for address in addresses {
+        for address in &settings.addresses {
             let port = address
                 .rsplit_once(':')
                 .map(|(_, port)| port.parse::<u16>());
@@ -68,34 +80,74 @@ impl Connector {
                 return Err(Invalid::at("control-plane", why));
             }
         }
-        let domain = regex::escape(domain.as_str());
+        if let Err(error) = std::fs::metadata(&settings.bundle) {
+            let why = format!("{}: {error}", settings.bundle.display());
+            return Err(Invalid::at("trust-bundle", why));
+        }
+        let domain = regex::escape(settings.domain.as_str());
         let expected = format!("spiffe://{domain}/ns/[^/]+/sa/{CONTROL_ACCOUNT}");
-        let tls = ClientTls {
-            certificate: None,
-            roots: SecretRef::Inline(Arc::new(InlineSecret {
-                trusted_ca: bundle_pem,
-                ..InlineSecret::default()
-            })),
-            peers: PeerMatch {
+        Ok(Self {
+            tls: Arc::new(ClientTlsCache::new(Arc::clone(&settings.identity))),
+            settings: Arc::new(settings),
+            next: Arc::default(),
+            expected: PeerMatch {
                 identities: vec![StringMatch::regex(&expected)?],
                 dns_names: Vec::new(),
             },
+            built: Arc::default(),
+            anonymous: false,
+        })
+    }
+
+    /// The same one, which never shows our certificate: a control plane that does not accept it
+    /// (it has lost its authority, or the certificate has expired) would end the handshake.
+    #[must_use]
+    pub fn anonymous(&self) -> Self {
+        Self {
+            built: Arc::default(),
+            anonymous: true,
+            ..self.clone()
+        }
+    }
+
+    /// How to shake hands at this moment.
+    async fn tls_now(&self) -> Arc<ClientTls> {
+        let ConnectorSettings {
+            bundle,
+            identity,
+            clock,
+            ..
+        } = &*self.settings;
+        let current = identity.get();
+        let now = clock.now();
+        let shown = !self.anonymous && current.as_ref().is_some_and(|own| own.is_valid(now));
+        let mut trusted_ca = tokio::fs::read(bundle).await.unwrap_or_else(|error| {
+            tracing::warn!(path = %bundle.display(), %error, "cannot read the trust bundle");
+            Vec::new()
+        });
+        if let Some(current) = &current {
+            trusted_ca.push(b'\n');
+            trusted_ca.extend_from_slice(current.roots_pem.as_bytes());
+        }
+        let secret = InlineSecret {
+            trusted_ca,
+            ..InlineSecret::default()
+        };
+        let new = ClientTls {
+            certificate: shown.then_some(SecretRef::Workload),
+            roots: SecretRef::Inline(Arc::new(secret)),
+            peers: self.expected.clone(),
             sni: CONTROL_ACCOUNT.into(),
             alpn: vec![b"h2".as_slice().into()],
             allow_tls12: false,
         };
-        Ok(Self {
-            addresses: addresses.into(),
-            next: Arc::default(),
-            dialer,
-            tls: Arc::new(ClientTlsCache::new(Arc::clone(&identity))),
-            identity,
-            known: Arc::new(ClientTls {
-                certificate: Some(SecretRef::Workload),
-                ..tls.clone()
-            }),
-            anonymous: Arc::new(tls),
-        })
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*built {
+            Some(old) if old.certificate == new.certificate && old.roots == new.roots => {
+                Arc::clone(old)
+            }
+            _ => Arc::clone(built.insert(Arc::new(new))),
+        }
     }
 
     /// One attempt, at the next address.
@@ -103,8 +155,9 @@ impl Connector {
     /// # Errors
     /// What went wrong, with the address.
     pub async fn connect(&self) -> io::Result<BoxIo> {
-        let n = self.next.fetch_add(1, Ordering::Relaxed) % self.addresses.len();
-        let Some(name) = self.addresses.get(n) else {
+        let addresses = &self.settings.addresses;
+        let n = self.next.fetch_add(1, Ordering::Relaxed) % addresses.len();
+        let Some(name) = addresses.get(n) else {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         };
         let attempt = async {
@@ -112,13 +165,10 @@ impl Connector {
                 .await?
                 .next()
                 .ok_or_else(|| io::Error::other("the name has no address"))?;
-            let io = self.dialer.connect(address, CONNECT_TIMEOUT).await?;
-            let tls = if self.identity.get().is_some() {
-                &self.known
-            } else {
-                &self.anonymous
-            };
-            let session = self.tls.connect(tls, b"h2", io).await;
+            let dialer = self.settings.dialer;
+            let io = dialer.connect(address, CONNECT_TIMEOUT).await?;
+            let tls = self.tls_now().await;
+            let session = self.tls.connect(&tls, b"h2", io).await;
             session.map(|s| s.io).map_err(io::Error::other)
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {

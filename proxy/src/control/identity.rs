@@ -3,7 +3,8 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use outrigger_proto::outrigger::identity::v1::{
-    CreateCertificateRequest, certificate_service_client::CertificateServiceClient,
+    CreateCertificateRequest, CreateCertificateResponse,
+    certificate_service_client::CertificateServiceClient,
 };
 use rand::RngExt;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
@@ -47,10 +48,58 @@ fn reason(error: &tonic::transport::Error) -> String {
     source.map_or_else(|| error.to_string(), ToString::to_string)
 }
 
+/// What a request for a certificate is backed by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The certificate in force, shown in the handshake.
+    Certificate,
+    /// A join token; no certificate is shown.
+    Token(String),
+}
+
+/// Who signs requests: the control plane, or what stands for it in a test.
+pub trait Authority: Send + Sync {
+    /// Has a request signed.
+    ///
+    /// # Errors
+    /// When it is not, or nobody is reached.
+    fn sign(
+        &self,
+        csr_pem: String,
+        proof: Proof,
+    ) -> impl Future<Output = Result<CreateCertificateResponse, SourceError>> + Send;
+}
+
+impl Authority for Connector {
+    async fn sign(
+        &self,
+        csr_pem: String,
+        proof: Proof,
+    ) -> Result<CreateCertificateResponse, SourceError> {
+        let (connector, token) = match proof {
+            Proof::Certificate => (self.clone(), String::new()),
+            Proof::Token(token) => (self.anonymous(), token),
+        };
+        let channel = Endpoint::from_static("http://control-plane")
+            .timeout(REQUEST_TIMEOUT)
+            .connect_with_connector(connector)
+            .await?;
+        let answer = CertificateServiceClient::new(channel)
+            .create_certificate(CreateCertificateRequest {
+                csr_pem,
+                token,
+                validity: None,
+            })
+            .await
+            .map_err(|status| SourceError::Refused(Box::new(status)))?;
+        Ok(answer.into_inner())
+    }
+}
+
 /// Asks the control plane's certificate authority. The key is made here and never leaves.
 #[derive(Debug)]
-pub struct CertificateSource {
-    pub connector: Connector,
+pub struct CertificateSource<A = Connector> {
+    pub authority: A,
     pub id: SpiffeId,
     /// Proof for the first certificate; later ones are asked for with the one before.
     pub token_file: Option<PathBuf>,
@@ -65,7 +114,7 @@ const SAVED: &str = "identity.pem";
 /// Between its three parts.
 const PART: &str = "\n# ----\n";
 
-impl CertificateSource {
+impl<A: Authority> CertificateSource<A> {
     /// Fetches and renews for as long as it runs, putting each new identity into `store`.
     pub async fn run(self, store: Arc<IdentityStore>, mut rng: rand::rngs::StdRng) {
         let backoff = Backoff::new(RETRY_BASE, RETRY_MAX).unwrap_or(Backoff::REQUEST);
@@ -78,26 +127,25 @@ impl CertificateSource {
         }
         loop {
             let now = self.clock.now();
-            let due = match store.get() {
-                Some(current) => now.as_secs() >= current.renew_at(jitter),
-                None => true,
-            };
-            if !due {
-                let until = store.get().map_or(0, |current| current.renew_at(jitter));
-                let wait = Duration::from_secs(until.saturating_sub(now.as_secs()));
-                tokio::time::sleep(wait.clamp(Duration::from_secs(1), CHECK_EVERY)).await;
+            let current = store.get();
+            let due = current.as_ref().map_or(0, |own| own.renew_at(jitter));
+            if let Some(wait @ 1..) = due.checked_sub(now.as_secs()) {
+                tokio::time::sleep(Duration::from_secs(wait).min(CHECK_EVERY)).await;
                 continue;
             }
-            match self.fetch(store.get().as_deref()).await {
+            match self.fetch(current.as_deref(), failures).await {
                 Ok(identity) => {
                     tracing::info!(
                         identity = %self.id,
                         serial = identity.serial,
                         not_after = identity.not_after,
+                        bundle = identity.roots.names(),
                         "certificate received"
                     );
                     failures = 0;
                     store.set(identity);
+                    // However short-lived certificates are, the authority gets a rest.
+                    tokio::time::sleep(RETRY_BASE).await;
                 }
                 Err(error) => {
                     let wait = backoff.wait(failures, &mut rng) + RETRY_BASE;
@@ -110,42 +158,23 @@ impl CertificateSource {
         }
     }
 
-    /// One request.
+    /// One request, after so many failed ones. What comes is checked before it takes the place of
+    /// what we have (TL-04).
     ///
     /// # Errors
     /// See [`SourceError`].
-    pub async fn fetch(&self, current: Option<&Identity>) -> Result<Identity, SourceError> {
+    pub async fn fetch(
+        &self,
+        current: Option<&Identity>,
+        failures: u32,
+    ) -> Result<Identity, SourceError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(self.id.as_str().try_into()?)];
         let csr_pem = params.serialize_request(&key)?.pem()?;
-        let now = self.clock.now();
-        let expired = current.is_none_or(|current| current.not_after <= now.as_secs());
-        let token = match &self.token_file {
-            Some(path) if expired => {
-                tokio::fs::read_to_string(path)
-                    .await
-                    .map_err(|error| SourceError::File {
-                        path: path.clone(),
-                        error,
-                    })?
-            }
-            _ => String::new(),
-        };
-        let channel = Endpoint::from_static("http://control-plane")
-            .timeout(REQUEST_TIMEOUT)
-            .connect_with_connector(self.connector.clone())
-            .await?;
-        let answer = CertificateServiceClient::new(channel)
-            .create_certificate(CreateCertificateRequest {
-                csr_pem,
-                token: token.trim().to_owned(),
-                validity: None,
-            })
-            .await
-            .map_err(|status| SourceError::Refused(Box::new(status)))?
-            .into_inner();
+        let proof = self.proof(current, failures).await?;
+        let answer = self.authority.sign(csr_pem, proof).await?;
         let key_pem = key.serialize_pem();
         let identity = Identity::from_pem(
             &answer.cert_chain_pem,
@@ -161,6 +190,27 @@ impl CertificateSource {
             tracing::warn!(dir = %dir.display(), %error, "the certificate is not saved");
         }
         Ok(identity)
+    }
+
+    /// The certificate in force while it is valid, else the token. While requests fail the two take
+    /// turns: an authority that was set up anew knows neither us nor our certificate, but may well
+    /// know the token.
+    async fn proof(&self, current: Option<&Identity>, failures: u32) -> Result<Proof, SourceError> {
+        let valid = current.is_some_and(|own| own.is_valid(self.clock.now()));
+        let Some(path) = &self.token_file else {
+            return Ok(Proof::Certificate);
+        };
+        if valid && failures.is_multiple_of(2) {
+            return Ok(Proof::Certificate);
+        }
+        match tokio::fs::read_to_string(path).await {
+            Ok(token) => Ok(Proof::Token(token.trim().to_owned())),
+            Err(_) if valid => Ok(Proof::Certificate),
+            Err(error) => Err(SourceError::File {
+                path: path.clone(),
+                error,
+            }),
+        }
     }
 
     /// What an earlier run saved, if it is still good.
@@ -188,62 +238,5 @@ async fn save(dir: &std::path::Path, text: &str) -> std::io::Result<()> {
     tokio::fs::rename(&new, dir.join(SAVED)).await
 }
 
-/// Reads certificate, key and bundle from files, again whenever they change.
-#[derive(Debug)]
-pub struct FileSource {
-    pub cert: PathBuf,
-    pub key: PathBuf,
-    pub ca: PathBuf,
-    pub clock: WallClock,
-}
-
-impl FileSource {
-    /// Reads the files once.
-    ///
-    /// # Errors
-    /// When one cannot be read, or they make no usable identity.
-    pub async fn load(&self) -> Result<Identity, SourceError> {
-        let read = async |path: &PathBuf| {
-            tokio::fs::read_to_string(path)
-                .await
-                .map_err(|error| SourceError::File {
-                    path: path.clone(),
-                    error,
-                })
-        };
-        let (cert, key, ca) = (
-            read(&self.cert).await?,
-            read(&self.key).await?,
-            read(&self.ca).await?,
-        );
-        Ok(Identity::from_pem(
-            &cert,
-            &key,
-            &ca,
-            None,
-            self.clock.now(),
-        )?)
-    }
-
-    /// Loads again every now and then; a set that is broken or half-written is reported and the old
-    /// one kept.
-    pub async fn run(self, store: Arc<IdentityStore>) {
-        loop {
-            tokio::time::sleep(CHECK_EVERY).await;
-            match self.load().await {
-                Ok(new) => {
-                    let same =
-                        |old: &Identity| old.serial == new.serial && old.roots_pem == new.roots_pem;
-                    if !store.get().is_some_and(|old| same(&old)) {
-                        tracing::info!(serial = new.serial, "certificate files changed");
-                        store.set(new);
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "certificate files not taken");
-                    store.set_trouble(error.to_string());
-                }
-            }
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

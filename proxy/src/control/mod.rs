@@ -1,14 +1,16 @@
 //! The way to the control plane: a connection over mutual TLS, and the certificate that it gives.
 
 mod connector;
+mod files;
 mod identity;
 
 use std::{fmt, sync::Arc};
 
 use rustls::pki_types::UnixTime;
 
-pub use connector::Connector;
-pub use identity::{CertificateSource, FileSource, SourceError};
+pub use connector::{Connector, ConnectorSettings};
+pub use files::FileSource;
+pub use identity::{Authority, CertificateSource, Proof, SourceError};
 
 /// The wall clock, which certificates live by. Passed in, so that tests can step it (TL-03).
 #[derive(Clone)]

@@ -8,7 +8,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, header};
 
 use super::Frame;
-use crate::fault::Fault;
+use crate::{fault::Fault, net::CERTIFICATE_REFUSED};
 
 /// Credit given for one stream. Small beside [`CONNECTION_WINDOW`], so that streams whose reader
 /// stands still do not starve the others on the connection (H2-05): it takes 256 of them.
@@ -166,8 +166,12 @@ pub fn upstream_fault(error: &h2::Error) -> Fault {
     if error.is_remote() && error.is_reset() {
         return Fault::UpstreamReset;
     }
-    if error.is_io() {
-        return Fault::UpstreamClosed;
+    if let Some(io) = error.get_io() {
+        return if io.kind() == CERTIFICATE_REFUSED {
+            Fault::TlsFailed
+        } else {
+            Fault::UpstreamClosed
+        };
     }
     if error.is_library() {
         return Fault::UpstreamProtocol;

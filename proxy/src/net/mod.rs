@@ -74,3 +74,7 @@ pub fn is_disconnect(error: &io::Error) -> bool {
     ]
     .contains(&error.kind())
 }
+
+/// The kind of the error by which a TLS stream says that the peer does not accept our certificate
+/// (see `tls`). It goes through codecs that keep nothing else of an error.
+pub const CERTIFICATE_REFUSED: io::ErrorKind = io::ErrorKind::PermissionDenied;

@@ -269,11 +269,8 @@ impl Job<'_> {
         if let Some(trace) = &self.record.trace {
             trace.inject(head.headers_mut(), &attempt.span_id);
         }
-        let pending = cluster
-            .pending(high)
-            .map_err(|fault| Failure::before_sending(fault, config.name.as_str()))?;
         let limit = tries.deadlines.head_by();
-        let connected = self.lease(wire, &target, &admit);
+        let connected = self.lease(wire, &target, &admit, cluster, high);
         let lease = tokio::select! {
             lease = connected => lease
                 .map_err(|error| Failure::before_sending(error.fault, &*error.detail))?,
@@ -282,7 +279,6 @@ impl Job<'_> {
             }
             fault = until(limit) => return Err(Failure::before_sending(fault, "")),
         };
-        drop(pending);
         attempt.wait = Instant::now() - attempt.began;
         match lease {
             Lease::One(lease) => {
@@ -309,24 +305,36 @@ impl Job<'_> {
         }
     }
 
-    /// A connection, waited for while the cluster's limit is reached.
+    /// A connection, waited for while the cluster's limit is reached. Only whoever waits for that
+    /// counts as pending: the making of a connection of one's own is no queue.
     async fn lease(
         &self,
         wire: Wire,
         target: &Target,
         admit: &dyn Admit,
+        cluster: &ClusterHandle,
+        high: bool,
     ) -> Result<Lease, ConnectError> {
         let pool = &self.worker.pool;
         if wire == Wire::Http2 {
-            return pool.http2(target, admit).await.map(Lease::Two);
+            let lease = pool.http2(target, admit).await;
+            if matches!(&lease, Err(error) if error.fault == Fault::OverflowConnections) {
+                cluster.connections_overflowed();
+            }
+            return lease.map(Lease::Two);
         }
         let give_up = Instant::now() + target.connect_timeout;
+        let mut place = None;
         loop {
             match pool.http1(target, admit, false).await {
                 Ok(lease) => return Ok(Lease::One(Box::new(lease))),
                 Err(error)
                     if error.fault == Fault::OverflowConnections && Instant::now() < give_up =>
                 {
+                    if place.is_none() {
+                        cluster.connections_overflowed();
+                        place = Some(cluster.pending(high)?);
+                    }
                     tokio::time::sleep(CONNECTION_POLL).await;
                 }
                 Err(error) => return Err(error),

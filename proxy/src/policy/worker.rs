@@ -198,10 +198,11 @@ impl Shared {
         self.demand.get().unwrap_or(&NO_DEMAND)
     }
 
-    /// Whether an address is this pod's.
+    /// Whether an address is this pod's. The loopback is not counted in: whoever configures TLS for
+    /// an endpoint there wants it.
     #[must_use]
     pub fn is_own(&self, ip: IpAddr) -> bool {
-        self.own_ips.contains(&ip) || ip.is_loopback()
+        self.own_ips.contains(&ip)
     }
 }
 
@@ -238,6 +239,7 @@ impl Worker {
         let own = self.shared.is_own(address.ip());
         Target {
             endpoint: endpoint.id,
+            cluster: cluster.name.clone(),
             address,
             tls: endpoint.tls.clone().filter(|_| !own),
             connect_timeout: cluster.connect_timeout,

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Admit, ConnectError, Dialed, Key, Permit, Pool, Target, Timings, Wire};
 use crate::{
-    config::SpiffeId,
+    config::{ClusterName, SpiffeId},
     http::h1::{ClientConn, Limits},
     net::BoxIo,
 };
@@ -23,6 +23,7 @@ const CLOSE_MARGIN: Duration = Duration::from_secs(1);
 /// What belongs to a connection besides its codec.
 struct Facts {
     key: Key,
+    cluster: ClusterName,
     peer: Option<SpiffeId>,
     permit: Permit,
     served: u32,
@@ -38,6 +39,14 @@ pub(super) struct Idle {
 }
 
 impl Idle {
+    pub(super) fn is_of(&self, cluster: &ClusterName) -> bool {
+        self.facts.cluster == *cluster
+    }
+
+    pub(super) const fn since(&self) -> Instant {
+        self.since
+    }
+
     /// Whether it is still good: not too old, not closed or written to by the peer meanwhile
     /// (RT-02: a FIN that is already here is seen before the request is sent).
     pub(super) fn keep(&mut self, now: Instant) -> bool {
@@ -150,7 +159,7 @@ impl Pool {
                 pool: Arc::clone(self),
             });
         }
-        let permit = admit.admit()?;
+        let permit = self.permit(target, admit)?;
         let Dialed {
             io,
             peer,
@@ -163,6 +172,7 @@ impl Pool {
             timings,
             facts: Facts {
                 key,
+                cluster: target.cluster.clone(),
                 peer,
                 permit,
                 served: 0,

@@ -24,7 +24,7 @@ pub use http1::Http1Lease;
 pub use http2::Http2Lease;
 
 use crate::{
-    config::{cluster::H2Keepalive, tls::ClientTls},
+    config::{ClusterName, cluster::H2Keepalive, tls::ClientTls},
     fault::Fault,
     net::{BoxIo, Dialer},
     tls::ClientTlsCache,
@@ -41,6 +41,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 pub struct Target {
     /// Tells endpoints apart even when an address is used again by another one (LB-01).
     pub endpoint: u64,
+    /// Whose limit of connections counts.
+    pub cluster: ClusterName,
     pub address: SocketAddr,
     pub tls: Option<Arc<ClientTls>>,
     pub connect_timeout: Duration,
@@ -161,12 +163,39 @@ impl Pool {
         Ok(dialed.io)
     }
 
+    /// The right to one more connection. At the cluster's limit the connection to one of its other
+    /// endpoints that has been idle for longest makes way: otherwise requests would be turned away
+    /// by connections that nobody uses (RT-07).
+    fn permit(&self, target: &Target, admit: &dyn Admit) -> Result<Permit, Fault> {
+        let fault = match admit.admit() {
+            Ok(permit) => return Ok(permit),
+            Err(fault) => fault,
+        };
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        // The first of an entry is the one that was used least recently.
+        let longest = entries
+            .values_mut()
+            .filter(|entry| {
+                entry
+                    .http1
+                    .first()
+                    .is_some_and(|idle| idle.is_of(&target.cluster))
+            })
+            .min_by_key(|entry| entry.http1.first().map(http1::Idle::since));
+        let Some(entry) = longest else {
+            return Err(fault);
+        };
+        drop(entry.http1.remove(0));
+        drop(entries);
+        admit.admit()
+    }
+
     /// A connection for opaque bytes, never shared and never kept.
     ///
     /// # Errors
     /// When it cannot be had.
     pub async fn tcp(&self, target: &Target, admit: &dyn Admit) -> Result<Dialed, ConnectError> {
-        let permit = admit.admit()?;
+        let permit = self.permit(target, admit)?;
         self.dial(target, Wire::Tcp, permit).await
     }
 }

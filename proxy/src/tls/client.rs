@@ -14,9 +14,10 @@ use rustls::{
 use tokio_rustls::TlsConnector;
 
 use super::{
+    dialled::Dialled,
     identity::IdentityStore,
     server::{roots_of, store_of},
-    verify::{PeerVerifier, WrongIdentity, peer_identity},
+    verify::{PeerVerifier, Why, peer_identity, refused},
 };
 use crate::{
     config::{SpiffeId, tls::ClientTls},
@@ -122,7 +123,7 @@ impl ClientTlsCache {
         Ok(Session {
             peer: peer_identity(connection.peer_certificates()),
             alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
-            io: Box::new(stream),
+            io: Box::new(Dialled(stream)),
         })
     }
 
@@ -180,18 +181,9 @@ fn server_name(sni: &str) -> ServerName<'static> {
 }
 
 fn classify(error: io::Error) -> HandshakeError {
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    if let Some(rustls::Error::InvalidCertificate(reason)) = tls {
-        if let rustls::CertificateError::Other(other) = reason
-            && let Some(wrong) = other.0.downcast_ref::<WrongIdentity>()
-        {
-            return HandshakeError::WrongPeer(wrong.to_string());
-        }
-        if matches!(reason, rustls::CertificateError::NotValidForName) {
-            return HandshakeError::WrongPeer("the peer has no identity accepted here".into());
-        }
+    match refused(&error) {
+        Some(who) if who.why == Why::NotMeant => HandshakeError::WrongPeer(who.to_string()),
+        Some(who) => HandshakeError::Failed(io::Error::other(who.to_string())),
+        None => HandshakeError::Failed(error),
     }
-    HandshakeError::Failed(error)
 }

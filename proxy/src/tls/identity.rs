@@ -9,13 +9,15 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use super::verify::CertificateIdentity;
+use super::{der::Facts, verify::CertificateIdentity};
 use crate::config::SpiffeId;
 
 /// A certificate chain longer than this is nobody's honest one.
 const MAX_CHAIN: usize = 8;
 /// Roots in a bundle; SPIFFE federation of a few dozen trust domains fits.
 const MAX_ROOTS: usize = 128;
+/// Roots that are named in a log line.
+const NAMED_ROOTS: usize = 4;
 
 /// Why a certificate, key or bundle is not taken. The one in use stays (TL-04).
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,8 @@ pub enum IdentityError {
     Key(String),
     #[error("certificate and private key do not belong together")]
     KeyMismatch,
+    #[error("the private key is of certificate {0} of the chain; the leaf has to come first")]
+    LeafNotFirst(usize),
     #[error("trust bundle: {0}")]
     Bundle(String),
     #[error("certificate names {found}, expected {expected}")]
@@ -38,7 +42,9 @@ pub enum IdentityError {
 pub struct Identity {
     pub id: Option<SpiffeId>,
     pub key: Arc<CertifiedKey>,
-    pub roots: Arc<RootCertStore>,
+    pub roots: Arc<Bundle>,
+    /// When it was taken into use, or becomes valid if that is later, in seconds since 1970.
+    pub since: u64,
     /// Seconds since 1970.
     pub not_before: u64,
     pub not_after: u64,
@@ -104,13 +110,20 @@ impl Identity {
             .load_private_key(key)
             .map_err(|e| IdentityError::Key(e.to_string()))?;
         let certified = CertifiedKey::new(chain, key);
-        certified
-            .keys_match()
-            .map_err(|_| IdentityError::KeyMismatch)?;
+        if certified.keys_match().is_err() {
+            let later = (1..certified.cert.len()).find(|n| {
+                let rest = certified.cert.get(*n..).unwrap_or_default().to_vec();
+                CertifiedKey::new(rest, Arc::clone(&certified.key)).keys_match() == Ok(())
+            });
+            return Err(later.map_or(IdentityError::KeyMismatch, |n| {
+                IdentityError::LeafNotFirst(n + 1)
+            }));
+        }
         Ok(Self {
             id: facts.id,
             key: Arc::new(certified),
-            roots: Arc::new(parse_roots(roots_pem)?),
+            roots: Arc::new(Bundle::from_pem(roots_pem, now)?),
+            since: facts.not_before.max(now.as_secs()),
             not_before: facts.not_before,
             not_after: facts.not_after,
             serial: facts.serial,
@@ -119,41 +132,90 @@ impl Identity {
         })
     }
 
-    /// When to fetch the next one: at two thirds of the life, less up to a tenth of it so that
-    /// replicas do not all come at once. `jitter` is from 0 to 1.
+    /// Whether it is good for handshakes at `now`.
+    #[must_use]
+    pub const fn is_valid(&self, now: UnixTime) -> bool {
+        now.as_secs() < self.not_after
+    }
+
+    /// When to fetch the next one: at two thirds of the life that it had when it came, less up to a
+    /// tenth of that so that replicas do not all come at once. `jitter` is from 0 to 1. Its whole
+    /// life would not do: authorities date certificates back, short-lived ones by more than a third
+    /// of their life, and the next one would be due the moment that this one came.
     #[must_use]
     pub fn renew_at(&self, jitter: f64) -> u64 {
-        let life = self.not_after.saturating_sub(self.not_before);
-        let early = Duration::from_secs(life / 10).mul_f64(jitter.clamp(0.0, 1.0));
-        (self.not_before + life * 2 / 3).saturating_sub(early.as_secs())
+        let life = self.not_after.saturating_sub(self.since);
+        let early = Duration::from_secs(life).mul_f64(jitter.clamp(0.0, 1.0) / 10.0);
+        (self.since + life * 2 / 3).saturating_sub(early.as_secs())
     }
 }
 
-/// A trust bundle from PEM.
-///
-/// # Errors
-/// When no root in it is usable.
-pub(super) fn parse_roots(pem: &str) -> Result<RootCertStore, IdentityError> {
-    let mut store = RootCertStore::empty();
-    for (n, root) in CertificateDer::pem_slice_iter(pem.as_bytes())
-        .take(MAX_ROOTS)
-        .enumerate()
-    {
-        let added = root
-            .map_err(|e| e.to_string())
-            .and_then(|der| store.add(der).map_err(|e| e.to_string()));
-        if let Err(error) = added {
-            tracing::warn!(
-                certificate = n + 1,
-                error,
-                "skipping a bad root in the bundle"
-            );
+/// The roots that peers are believed by.
+#[derive(Debug)]
+pub struct Bundle {
+    pub(super) store: RootCertStore,
+    names: Vec<String>,
+}
+
+impl Bundle {
+    /// Loads a bundle. Certificates that are broken or expired among good ones are left out, each
+    /// with a warning that names it (TL-05).
+    ///
+    /// # Errors
+    /// When nothing usable is left.
+    pub(super) fn from_pem(pem: &str, now: UnixTime) -> Result<Self, IdentityError> {
+        let mut bundle = Self {
+            store: RootCertStore::empty(),
+            names: Vec::new(),
+        };
+        let mut first_error = None;
+        let all = CertificateDer::pem_slice_iter(pem.as_bytes());
+        for (n, root) in all.take(MAX_ROOTS).enumerate() {
+            let added = root
+                .map_err(|error| error.to_string())
+                .and_then(|der| bundle.add(der, now));
+            if let Err(error) = added {
+                tracing::warn!(
+                    certificate = n + 1,
+                    error,
+                    "a root is left out of the bundle"
+                );
+                first_error.get_or_insert_with(|| format!("certificate {}: {error}", n + 1));
+            }
         }
+        if bundle.store.is_empty() {
+            let why = first_error.map_or_else(String::new, |error| format!(" ({error})"));
+            return Err(IdentityError::Bundle(format!("no usable root in it{why}")));
+        }
+        Ok(bundle)
     }
-    if store.is_empty() {
-        return Err(IdentityError::Bundle("no usable root certificate".into()));
+
+    fn add(&mut self, der: CertificateDer<'_>, now: UnixTime) -> Result<(), String> {
+        let facts = Facts::of(&der).ok_or("it is no X.509 certificate")?;
+        let name = facts.named_subject();
+        if facts.not_after <= now.as_secs() {
+            return Err(format!("{name} has expired"));
+        }
+        self.store
+            .add(der)
+            .map_err(|error| format!("{name}: {error}"))?;
+        if !self.names.contains(&name) {
+            self.names.push(name);
+        }
+        Ok(())
     }
-    Ok(store)
+
+    /// The roots by name, for a log line.
+    #[must_use]
+    pub fn names(&self) -> String {
+        let named = self.names.get(..NAMED_ROOTS).unwrap_or(&self.names);
+        let more = self.names.len() - named.len();
+        let mut text = named.join("; ");
+        if more > 0 {
+            text.push_str(&format!("; and {more} more"));
+        }
+        text
+    }
 }
 
 /// The identity in force. Cheap to read, swapped whole.
@@ -197,6 +259,11 @@ impl IdentityStore {
             .load()
             .as_ref()
             .map(|why| why.as_str().to_owned())
+    }
+
+    /// Waits until an identity is put in force, from this call on.
+    pub fn changed(&self) -> impl Future<Output = ()> {
+        self.changed.notified()
     }
 
     /// Waits until there is an identity.

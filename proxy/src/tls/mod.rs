@@ -5,6 +5,8 @@
 //! once, needs no rebuild and breaks no connection (TL-01, TL-02).
 
 mod client;
+mod der;
+mod dialled;
 mod identity;
 mod server;
 mod verify;
@@ -14,9 +16,9 @@ use std::sync::Arc;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use client::{ClientTlsCache, HandshakeError, Session};
-pub use identity::{Identity, IdentityError, IdentityStore};
+pub use identity::{Bundle, Identity, IdentityError, IdentityStore};
 pub use server::ServerTlsCache;
-pub use verify::{CertificateIdentity, CertificateView, peer_identity};
+pub use verify::{CertificateIdentity, CertificateView, explain, peer_identity};
 
 /// aws-lc-rs with the order we want: AES-128-GCM first (it costs least, and TLS 1.3 gives it no
 /// known weakness), X25519MLKEM768 first among the key exchanges.

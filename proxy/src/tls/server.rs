@@ -9,7 +9,7 @@ use rustls::{
 };
 
 use super::{
-    identity::{Identity, IdentityStore},
+    identity::{Bundle, Identity, IdentityStore},
     verify::{PeerVerifier, Roots},
 };
 use crate::config::tls::{SecretRef, ServerTls};
@@ -125,7 +125,7 @@ pub(super) fn roots_of(
         SecretRef::Workload | SecretRef::MeshRoots => Ok(Roots::Mesh(Arc::clone(mesh))),
         SecretRef::Inline(pem) => {
             let text = String::from_utf8_lossy(&pem.trusted_ca);
-            super::identity::parse_roots(&text)
+            Bundle::from_pem(&text, rustls::pki_types::UnixTime::now())
                 .map(|roots| Roots::Fixed(Arc::new(roots)))
                 .map_err(|e| rustls::Error::General(e.to_string()))
         }

@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
-    SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, SignatureVerificationAlgorithm, UnixTime},
@@ -13,7 +12,10 @@ use rustls::{
 };
 use webpki::{EndEntityCert, KeyUsage};
 
-use super::identity::IdentityStore;
+use super::{
+    der::{Facts, hex},
+    identity::{Bundle, IdentityStore},
+};
 use crate::config::{SpiffeId, tls::PeerMatch};
 
 /// What a leaf certificate says about its holder.
@@ -36,9 +38,12 @@ impl CertificateIdentity {
     pub fn of(der: &CertificateDer<'_>) -> Result<Self, Error> {
         let cert = EndEntityCert::try_from(der)
             .map_err(|e| Error::General(format!("not an X.509 leaf: {e}")))?;
-        let (not_before, not_after) = validity(der.as_ref())
-            .ok_or_else(|| Error::General("no validity period in it".into()))?;
-        let serial = cert.serial().iter().map(|b| format!("{b:02x}")).collect();
+        let Facts {
+            not_before,
+            not_after,
+            ..
+        } = Facts::of(der).ok_or_else(|| Error::General("not an X.509 leaf".into()))?;
+        let serial = hex(cert.serial());
         let mut uris = cert.valid_uri_names();
         let first = uris.next();
         if uris.next().is_some() {
@@ -64,6 +69,9 @@ pub struct CertificateView {
     /// Seconds since 1970.
     pub not_before: u64,
     pub not_after: u64,
+    /// Names and key identifiers, which tell roots of one name apart.
+    pub issuer: String,
+    pub subject: String,
     /// URI names, as they are written.
     pub uris: Vec<String>,
 }
@@ -73,11 +81,13 @@ impl CertificateView {
     #[must_use]
     pub fn of(der: &CertificateDer<'_>) -> Option<Self> {
         let cert = EndEntityCert::try_from(der).ok()?;
-        let (not_before, not_after) = validity(der.as_ref())?;
+        let facts = Facts::of(der)?;
         Some(Self {
-            serial: cert.serial().iter().map(|b| format!("{b:02x}")).collect(),
-            not_before,
-            not_after,
+            serial: hex(cert.serial()),
+            not_before: facts.not_before,
+            not_after: facts.not_after,
+            issuer: facts.named_issuer(),
+            subject: facts.named_subject(),
             uris: cert.valid_uri_names().map(ToOwned::to_owned).collect(),
         })
     }
@@ -85,74 +95,6 @@ impl CertificateView {
 
 fn refuse(why: &str) -> Error {
     Error::General(format!("peer certificate: {why}"))
-}
-
-/// Validity out of the DER: `TBSCertificate.validity` (RFC 5280 §4.1.2.5). `webpki` checks it but
-/// does not show it.
-fn validity(der: &[u8]) -> Option<(u64, u64)> {
-    let (certificate, _) = element(der, 0x30)?;
-    let (mut tbs, _) = element(certificate, 0x30)?;
-    if tbs.first() == Some(&0xa0) {
-        tbs = element(tbs, 0xa0)?.1; // version
-    }
-    tbs = element(tbs, 0x02)?.1; // serial number
-    tbs = element(tbs, 0x30)?.1; // signature
-    tbs = element(tbs, 0x30)?.1; // issuer
-    let (times, _) = element(tbs, 0x30)?;
-    let (from, rest) = time(times)?;
-    let (to, _) = time(rest)?;
-    Some((from, to))
-}
-
-/// The content of the DER element that starts `bytes`, and what follows it.
-fn element(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    let (head, rest) = bytes.split_first()?;
-    if *head != tag {
-        return None;
-    }
-    let (first, rest) = rest.split_first()?;
-    let (length, rest) = if *first < 0x80 {
-        (usize::from(*first), rest)
-    } else {
-        let count = usize::from(*first & 0x7f);
-        let (digits, rest) = rest.split_at_checked(count)?;
-        if count > 4 {
-            return None;
-        }
-        let length = digits.iter().fold(0, |n, b| n << 8 | usize::from(*b));
-        (length, rest)
-    };
-    rest.split_at_checked(length)
-}
-
-/// UTCTime or GeneralizedTime as seconds since 1970.
-fn time(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let (text, rest, long) = match element(bytes, 0x17) {
-        Some((text, rest)) => (text, rest, false),
-        None => element(bytes, 0x18).map(|(text, rest)| (text, rest, true))?,
-    };
-    let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
-    let (year, text) = text.split_at_checked(if long { 4 } else { 2 })?;
-    let year: u64 = year.parse().ok()?;
-    let year = match (long, year) {
-        (true, year) => year,
-        (false, year) if year >= 50 => 1900 + year,
-        (false, year) => 2000 + year,
-    };
-    let part = |n: usize| text.get(n * 2..n * 2 + 2)?.parse::<u64>().ok();
-    let (month, day) = (part(0)?, part(1)?);
-    let seconds = part(2)? * 3600 + part(3)? * 60 + part(4)?;
-    if year < 1970 || !(1..=12).contains(&month) {
-        return None;
-    }
-    // Days from 1970 to a civil date, by counting years from March.
-    let (y, m) = if month <= 2 {
-        (year - 1, month + 9)
-    } else {
-        (year, month - 3)
-    };
-    let days = y * 365 + y / 4 - y / 100 + y / 400 + (m * 153 + 2) / 5 + day - 1;
-    Some((days.checked_sub(719_468)? * 86_400 + seconds, rest))
 }
 
 /// The identity of an authenticated peer, from the chain it presented.
@@ -167,7 +109,7 @@ pub fn peer_identity(chain: Option<&[CertificateDer<'_>]>) -> Option<SpiffeId> {
 pub(super) enum Roots {
     /// The bundle that came with our own identity, as it is at the moment of the handshake.
     Mesh(Arc<IdentityStore>),
-    Fixed(Arc<RootCertStore>),
+    Fixed(Arc<Bundle>),
 }
 
 /// Verifies peers in both roles.
@@ -208,23 +150,19 @@ impl PeerVerifier {
                 .map(|identity| Arc::clone(&identity.roots))
                 .ok_or_else(|| Error::General("no trust bundle yet".into()))?,
         };
-        let cert = EndEntityCert::try_from(leaf).map_err(|e| refuse(&e.to_string()))?;
+        let cert = EndEntityCert::try_from(leaf)
+            .map_err(|error| Refused::new(leaf, Why::Unusable(error.to_string())))?;
         let algorithms: &[&dyn SignatureVerificationAlgorithm] = self.algorithms.all;
         cert.verify_for_usage(
             algorithms,
-            &roots.roots,
+            &roots.store.roots,
             intermediates,
             now,
             usage,
             None,
             None,
         )
-        .map_err(|e| match e {
-            webpki::Error::CertExpired { .. } => CertificateError::Expired.into(),
-            webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet.into(),
-            webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer.into(),
-            other => refuse(&other.to_string()),
-        })?;
+        .map_err(|error| Refused::new(leaf, Why::of(error, &roots, leaf)))?;
         self.check_names(leaf, &cert)
     }
 
@@ -237,7 +175,9 @@ impl PeerVerifier {
             identities,
             dns_names,
         } = &self.peers;
-        let id = CertificateIdentity::of(leaf)?.id;
+        let id = CertificateIdentity::of(leaf)
+            .map_err(|error| Refused::new(leaf, Why::Unusable(error.to_string())))?
+            .id;
         if identities.is_empty() && dns_names.is_empty() {
             return Ok(());
         }
@@ -250,21 +190,91 @@ impl PeerVerifier {
         if names.any(|name| dns_names.iter().any(|want| want.matches(name))) {
             return Ok(());
         }
-        Err(id.map_or_else(
-            || CertificateError::NotValidForName.into(),
-            |id| WrongIdentity(id).into(),
-        ))
+        Err(Refused::new(leaf, Why::NotMeant).into())
     }
 }
 
-/// The peer is somebody else than the one that was meant.
+/// A peer that is not believed. Every refusal says whom the certificate names, since that is what
+/// has to be looked for (TL-12). To the peer all of them are the alert `certificate_unknown`.
 #[derive(Debug, thiserror::Error)]
-#[error("the peer is {0}, which is not accepted here")]
-pub(super) struct WrongIdentity(pub(super) SpiffeId);
+#[error("the certificate of {holder} {why}")]
+pub(super) struct Refused {
+    holder: String,
+    pub(super) why: Why,
+}
 
-impl From<WrongIdentity> for Error {
-    fn from(wrong: WrongIdentity) -> Self {
-        CertificateError::Other(rustls::OtherError(Arc::new(wrong))).into()
+/// What is wrong with a peer's certificate.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Why {
+    /// Somebody else than the one that was meant.
+    #[error("names nobody who is accepted here")]
+    NotMeant,
+    #[error("expired {0} s ago")]
+    Expired(u64),
+    #[error("is not valid yet, for another {0} s")]
+    TooEarly(u64),
+    /// Says both names, since which of the two sides is behind is what has to be found out (TL-02).
+    #[error("was issued by {issuer}, which is not in our trust bundle: {bundle}")]
+    Untrusted { issuer: String, bundle: String },
+    #[error("is not usable: {0}")]
+    Unusable(String),
+}
+
+impl Why {
+    fn of(error: webpki::Error, bundle: &Bundle, leaf: &CertificateDer<'_>) -> Self {
+        let between = |from: UnixTime, to: UnixTime| to.as_secs().saturating_sub(from.as_secs());
+        match error {
+            webpki::Error::CertExpired { time, not_after } => {
+                Self::Expired(between(not_after, time))
+            }
+            webpki::Error::CertNotValidYet { time, not_before } => {
+                Self::TooEarly(between(time, not_before))
+            }
+            // The second is what comes of a root that has the name of the issuer and another key, as
+            // the old and the new one of a rotation have.
+            webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+                Self::Untrusted {
+                    issuer: Facts::of(leaf).map_or_else(String::new, |facts| facts.named_issuer()),
+                    bundle: bundle.names(),
+                }
+            }
+            other => Self::Unusable(other.to_string()),
+        }
+    }
+}
+
+impl Refused {
+    fn new(leaf: &CertificateDer<'_>, why: Why) -> Self {
+        let uris = EndEntityCert::try_from(leaf)
+            .map(|cert| cert.valid_uri_names().collect::<Vec<_>>().join(" and "))
+            .unwrap_or_default();
+        let holder = if uris.is_empty() {
+            Facts::of(leaf).map_or_else(|| "nobody".to_owned(), |facts| facts.named_subject())
+        } else {
+            uris
+        };
+        Self { holder, why }
+    }
+}
+
+/// What a failed handshake has to say of the peer's certificate, if it was that. rustls itself
+/// shows such errors in the form that is meant for programmers.
+pub(super) fn refused(error: &std::io::Error) -> Option<&Refused> {
+    match error.get_ref()?.downcast_ref()? {
+        Error::InvalidCertificate(CertificateError::Other(other)) => other.0.downcast_ref(),
+        _ => None,
+    }
+}
+
+/// Why a handshake failed.
+#[must_use]
+pub fn explain(error: &std::io::Error) -> String {
+    refused(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        CertificateError::Other(rustls::OtherError(Arc::new(refused))).into()
     }
 }
 
@@ -282,7 +292,7 @@ impl ServerCertVerifier for PeerVerifier {
             // Nobody in particular is asked for: then the name that was dialled has to be in it.
             EndEntityCert::try_from(end_entity)
                 .and_then(|cert| cert.verify_is_valid_for_subject_name(server_name))
-                .map_err(|_| Error::from(CertificateError::NotValidForName))?;
+                .map_err(|_| Refused::new(end_entity, Why::NotMeant))?;
         }
         Ok(ServerCertVerified::assertion())
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::fault::Fault;
+use crate::{fault::Fault, net::CERTIFICATE_REFUSED};
 
 /// An error of the connection or of what the peer sent.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,7 @@ impl Error {
             Self::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                 Fault::UpstreamReset
             }
+            Self::Io(error) if error.kind() == CERTIFICATE_REFUSED => Fault::TlsFailed,
             Self::Io(_) => Fault::UpstreamClosed,
         }
     }
