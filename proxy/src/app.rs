@@ -10,6 +10,7 @@ mod threads;
 use std::{
     collections::BTreeSet,
     net::IpAddr,
+    path::Path,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -83,14 +84,7 @@ async fn control(args: &RunArgs, logging: &Logging) -> anyhow::Result<()> {
     let mut sources = Vec::new();
 
     if let Some(path) = &args.config {
-        let local = xds::local::load(path, wall_clock()())
-            .map_err(|all| anyhow::anyhow!(list(&all)))
-            .with_context(|| format!("static configuration {}", path.display()))?;
-        for path in &local.ignored {
-            tracing::warn!(path, "field not known, ignored");
-        }
-        publisher.publish(local.snapshot);
-        sources.push((Origin::File, local.view));
+        sources.push((Origin::File, static_config(path, &publisher)?));
     }
     start_identity(args, &shared).await?;
     let mut stream = None;
@@ -133,6 +127,18 @@ async fn control(args: &RunArgs, logging: &Logging) -> anyhow::Result<()> {
     drop(tokio::time::timeout(LAST_SPANS, exported).await);
     shared.telemetry.flush(LAST_WORDS);
     Ok(())
+}
+
+/// Puts the configuration of a file in force.
+fn static_config(path: &Path, publisher: &Publisher) -> anyhow::Result<xds::View> {
+    let local = xds::local::load(path, wall_clock()())
+        .map_err(|all| anyhow::anyhow!(list(&all)))
+        .with_context(|| format!("static configuration {}", path.display()))?;
+    for path in &local.ignored {
+        tracing::warn!(path, "field not known, ignored");
+    }
+    publisher.publish(local.snapshot);
+    Ok(local.view)
 }
 
 /// Certificate from files, if they are given.
