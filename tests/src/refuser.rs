@@ -23,7 +23,7 @@ use outrigger_proto::{
 };
 use outrigger_proxy::{
     config::{SpiffeId, TrustDomain},
-    control::{CertificateSource, Connector, WallClock},
+    control::{CertificateSource, Connector, ConnectorSettings, WallClock},
     net::Dialer,
     tls::IdentityStore,
 };
@@ -89,20 +89,24 @@ impl Refuser {
     async fn run(self, seen: &Refusing) {
         let store = IdentityStore::new();
         let domain = TrustDomain::parse("outrigger.local").expect("a trust domain");
-        let root = std::fs::read(&self.root).expect("the control plane's root");
-        let addresses = [self.control_plane.clone()];
-        let identity = Arc::clone(&store);
-        let connector =
-            Connector::new(&addresses, root, &domain, Dialer::default(), identity).expect("set up");
+        let connector = Connector::new(ConnectorSettings {
+            addresses: vec![self.control_plane.clone()],
+            bundle: self.root.clone(),
+            domain: domain.clone(),
+            dialer: Dialer::default(),
+            identity: Arc::clone(&store),
+            clock: WallClock::system(),
+        });
+        let connector = connector.expect("set up");
         let id = SpiffeId::of(&domain, &self.namespace, &self.service_account);
         let source = CertificateSource {
-            connector: connector.clone(),
+            authority: connector.clone(),
             id: id.expect("an identity"),
             token_file: Some(self.token.clone()),
             clock: WallClock::system(),
             state_dir: None,
         };
-        store.set(source.fetch(None).await.expect("a certificate"));
+        store.set(source.fetch(None, 0).await.expect("a certificate"));
         let channel = Endpoint::from_static("http://control-plane")
             .connect_with_connector(connector)
             .await
