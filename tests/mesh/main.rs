@@ -9,4 +9,5 @@ mod redirect;
 mod spine;
 mod storms;
 mod support;
+mod traces;
 mod transparency;

@@ -1,6 +1,7 @@
 //! Harness for tests that need more than one crate.
 
 pub mod netns;
+pub mod otlp;
 pub mod refuser;
 
 use std::path::PathBuf;

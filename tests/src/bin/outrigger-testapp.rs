@@ -7,6 +7,7 @@
 //!     outrigger-testapp trap  --listen ADDR,ADDR,... (TCP and UDP: says where one was going)
 //!     outrigger-testapp dial  --to ADDR [--mark N] [--udp 1] [--send TEXT]
 //!                                                    (prints what it is told, within 3 s)
+//!     outrigger-testapp spans --listen ADDR          (OTLP over gRPC: prints each span as a line of JSON)
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -62,6 +63,7 @@ async fn main() -> Result<()> {
         "greet" => tcp(&args, b"220 ready\r\n").await,
         "trap" => trap(&args).await,
         "dial" => tokio::time::timeout(Duration::from_secs(3), dial(&args)).await?,
+        "spans" => spans(&args).await,
         other => Err(format!("unknown command {other:?}").into()),
     }
 }
@@ -201,7 +203,7 @@ async fn answer(
 }
 
 /// Headers that carry a trace; an application passes them on.
-const TRACE: [&str; 8] = [
+const TRACE: [&str; 9] = [
     "traceparent",
     "tracestate",
     "b3",
@@ -209,6 +211,7 @@ const TRACE: [&str; 8] = [
     "x-b3-spanid",
     "x-b3-parentspanid",
     "x-b3-sampled",
+    "x-b3-flags",
     "x-request-id",
 ];
 
@@ -380,6 +383,12 @@ async fn one(
         *kept = Some(sender);
     }
     Ok((status.as_u16(), cause.filter(|_| !status.is_success())))
+}
+
+async fn spans(args: &Args) -> Result<()> {
+    let listener = TcpListener::bind(args.get("listen")?).await?;
+    outrigger_tests::otlp::serve(listener, |span| println!("{}", span.to_json())).await;
+    Ok(())
 }
 
 async fn tcp(args: &Args, greeting: &'static [u8]) -> Result<()> {

@@ -28,8 +28,6 @@ use crate::{
 const PORT: u16 = 4317;
 /// For name resolution, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A collector that is gone without a word is noticed, although nothing is sent for a while.
-const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// The address of a collector.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,7 +156,6 @@ fn client(authority: &str, to: To, dial: &Dial) -> Result<SpanExporter, ClientEr
     let channel = transport::Endpoint::from_shared(format!("http://{authority}"))?
         .user_agent(concat!("outrigger-proxy/", env!("CARGO_PKG_VERSION")))?
         .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEPALIVE)
         .connect_with_connector_lazy(connector);
     Ok(SpanExporter::builder()
         .with_tonic()
