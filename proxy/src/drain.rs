@@ -11,6 +11,7 @@ use std::sync::{
 };
 
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 /// Where in its life the proxy is. The order is the order of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +27,7 @@ pub enum Phase {
 pub struct Drain {
     phase: watch::Sender<Phase>,
     open: Arc<Open>,
+    cut: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +41,7 @@ impl Default for Drain {
         Self {
             phase: watch::Sender::new(Phase::Serving),
             open: Arc::default(),
+            cut: CancellationToken::new(),
         }
     }
 }
@@ -53,6 +56,16 @@ impl Drain {
             }
             later
         });
+        if phase >= Phase::Closing {
+            self.cut.cancel();
+        }
+    }
+
+    /// Cancelled at [`Phase::Closing`]. Each connection has its own, so that its requests wait on
+    /// it without meeting those of other threads.
+    #[must_use]
+    pub fn cut(&self) -> CancellationToken {
+        self.cut.child_token()
     }
 
     /// The phase at this moment.

@@ -100,6 +100,9 @@ faults! {
         "limit of concurrent requests of the cluster reached";
     Draining => 503, 14, "DR", "proxy_internal_response", Proxy, Safe,
         "the proxy is shutting down";
+    /// The request was under way; it may have been processed.
+    DrainTimeout => 503, 14, "DRT", "proxy_internal_response", Proxy, Never,
+        "the proxy is shutting down and its requests' time is over";
     DownstreamReset => 499, 1, "DC", "http_request_error", Downstream, Never,
         "the client went away";
     /// The client stopped sending its request.

@@ -1,11 +1,29 @@
 //! HTTP connections: one request after the other, or many at once.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
-use h2::server::{Builder, SendResponse};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use h2::{
+    Reason,
+    server::{Builder, SendResponse},
+};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts,
+};
+use rand::RngExt;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until, timeout},
+};
 
 use super::{Chosen, Facts, rechoose};
 use crate::{
@@ -17,10 +35,10 @@ use crate::{
     drain::Phase,
     fault::Fault,
     http::{
-        BodyLen, Downstream, MAX_HEAD_BYTES,
-        downstream::Http2Exchange,
+        BodyLen, Downstream,
+        downstream::{Asks, Http2Exchange},
         h1::{self, Limits, ServerConn},
-        h2::{CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW},
+        h2::{CONNECTION_WINDOW, DECODED_HEAD_BYTES, MAX_SEND_BUFFER, MAX_STREAMS, STREAM_WINDOW},
         reply::{Caller, LocalReply},
     },
     net::{BoxIo, Prefixed},
@@ -35,8 +53,47 @@ use crate::{
 
 /// How long a lingering close waits for the client to notice (HT-18).
 const LINGER: Duration = Duration::from_secs(5);
+/// Streams that may have been taken back before they were looked at. `h2`'s own 20 is less than
+/// what an honest client cancels at once when it has a hundred calls under way (H2-02).
+const MAX_RESET_UNSEEN: usize = 200;
+/// When the proxy's time to drain is over, HTTP/2 streams end with a status (GR-06), for which
+/// their connection is given this long.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// A head has to come within this from its first byte, unless the manager says otherwise (LK-05).
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// So many streams of a connection are looked at before it is judged by them (H2-01); as in Envoy
+/// (`overload.premature_reset_total_stream_count`).
+const JUDGED: u32 = 500;
+/// A stream that its client takes back sooner than this was hardly wanted.
+const PREMATURE: Duration = Duration::from_secs(1);
+
+/// How a client deals with the streams that it opens.
+#[derive(Debug, Default)]
+struct Conduct {
+    ended: AtomicU32,
+    premature: AtomicU32,
+    /// Told when more than half of them were taken back at once.
+    bad: Notify,
+}
+
+impl Conduct {
+    fn stream_ended(&self, premature: bool) {
+        let ended = self.ended.fetch_add(1, Ordering::Relaxed) + 1;
+        let premature = self
+            .premature
+            .fetch_add(premature.into(), Ordering::Relaxed)
+            + u32::from(premature);
+        if ended >= JUDGED {
+            if premature > ended / 2 {
+                self.bad.notify_one();
+            }
+            // What was long ago counts less and less.
+            self.ended.store(ended / 2, Ordering::Relaxed);
+            self.premature.store(premature / 2, Ordering::Relaxed);
+        }
+    }
+}
 
 /// A connection with the settings that serve it, looked up again when configuration changes.
 struct Served {
@@ -175,20 +232,26 @@ async fn serve_http1(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
     }
 }
 
-/// Relays what follows a protocol switch.
+/// Relays what follows a protocol switch on an HTTP/1.1 connection.
 async fn run_tunnel(worker: &Arc<Worker>, server: ServerConn<BoxIo>, tunnel: Tunnel) {
     let (down, ahead) = server.into_parts();
-    let prefixed = |io: BoxIo, bytes: Bytes| -> BoxIo {
-        if bytes.is_empty() {
-            io
-        } else {
-            Box::new(Prefixed::new(io, bytes))
-        }
-    };
-    let down = prefixed(down, ahead);
+    relay_tunnel(worker, prefixed(down, ahead), tunnel).await;
+}
+
+async fn relay_tunnel(worker: &Arc<Worker>, down: BoxIo, tunnel: Tunnel) {
+    // The head is written by the connection's own task; it leaves before what follows can break.
+    tokio::task::yield_now().await;
     let Tunnel { io, rest, idle, .. } = tunnel;
     let closing = worker.shared.drain.reached(Phase::Closing);
     relay(down, prefixed(io, rest), idle, closing).await;
+}
+
+fn prefixed(io: BoxIo, bytes: Bytes) -> BoxIo {
+    if bytes.is_empty() {
+        io
+    } else {
+        Box::new(Prefixed::new(io, bytes))
+    }
 }
 
 /// Answers what is no request, says so in the log, and closes.
@@ -250,20 +313,30 @@ async fn local_answer(
     telemetry.request(&record);
 }
 
-async fn serve_http2(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
+/// The settings that HTTP/2 clients get; `None` for one that does not speak it after all.
+async fn handshake(io: BoxIo, source: SocketAddr) -> Option<h2::server::Connection<BoxIo, Bytes>> {
     let handshake = Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEAD_BYTES)
-        .handshake::<_, Bytes>(io);
-    let mut connection = match timeout(HEAD_TIMEOUT, handshake).await {
-        Ok(Ok(connection)) => connection,
+        .enable_connect_protocol()
+        .max_header_list_size(DECODED_HEAD_BYTES)
+        .max_send_buffer_size(MAX_SEND_BUFFER)
+        .max_pending_accept_reset_streams(MAX_RESET_UNSEEN)
+        .handshake(io);
+    match timeout(HEAD_TIMEOUT, handshake).await {
+        Ok(Ok(connection)) => Some(connection),
         Ok(Err(error)) => {
-            tracing::debug!(%error, source = %served.conn.source, "HTTP/2 preface");
-            return;
+            tracing::debug!(%error, %source, "HTTP/2 preface");
+            None
         }
-        Err(_) => return,
+        Err(_) => None,
+    }
+}
+
+async fn serve_http2(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
+    let Some(mut connection) = handshake(io, served.conn.source).await else {
+        return;
     };
     let conn = Arc::new(Connection {
         listener: Arc::clone(&served.conn.listener),
@@ -272,10 +345,15 @@ async fn serve_http2(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
         peer: served.conn.peer.clone(),
         server_name: served.conn.server_name.clone(),
         tls: served.conn.tls,
+        cut: served.conn.cut.clone(),
     });
     let drain = worker.shared.drain.clone();
     let mut draining = pin!(drain.reached(Phase::Draining));
-    let mut closing = pin!(drain.reached(Phase::Closing));
+    let mut over = pin!(async {
+        conn.cut.cancelled().await;
+        sleep(LAST_WORDS).await;
+    });
+    let conduct = Arc::new(Conduct::default());
     let mut told = false;
     loop {
         let idle = served.manager.idle_timeout;
@@ -287,7 +365,13 @@ async fn serve_http2(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
                 connection.graceful_shutdown();
                 continue;
             }
-            () = closing.as_mut() => return,
+            () = conduct.bad.notified() => {
+                told = true;
+                tracing::info!(source = %conn.source, "HTTP/2 client takes back what it asks for");
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                continue;
+            }
+            () = over.as_mut() => return,
             () = sleep(idle.unwrap_or(Duration::MAX)), if quiet => {
                 told = true;
                 connection.graceful_shutdown();
@@ -299,8 +383,11 @@ async fn serve_http2(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
                 let manager = served.manager(worker);
                 let worker = Arc::clone(worker);
                 let conn = Arc::clone(&conn);
+                let conduct = Arc::clone(&conduct);
                 tokio::spawn(async move {
-                    serve_stream(&worker, &conn, &manager, request, respond).await;
+                    let began = Instant::now();
+                    let gone = serve_stream(&worker, &conn, &manager, request, respond).await;
+                    conduct.stream_ended(gone && began.elapsed() < PREMATURE);
                 });
             }
             Some(Err(error)) => {
@@ -312,22 +399,24 @@ async fn serve_http2(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
     }
 }
 
+/// Serves a stream; true when its client took it back.
 async fn serve_stream(
     worker: &Arc<Worker>,
     conn: &Connection,
     manager: &Arc<HttpManager>,
     request: Request<h2::RecvStream>,
     mut respond: SendResponse<Bytes>,
-) {
+) -> bool {
     let (mut parts, body) = request.into_parts();
-    if parts.method == Method::CONNECT {
-        // Tunnels inside HTTP/2 are not built; saying so is better than half a tunnel.
-        let refusal = Response::builder().status(http::StatusCode::NOT_IMPLEMENTED);
-        if let Ok(refusal) = refusal.body(()) {
+    let asks = match asked(worker, &mut parts) {
+        Ok(asks) => asks,
+        Err(status) => {
+            let mut refusal = Response::new(());
+            *refusal.status_mut() = status;
             let _gone = respond.send_response(refusal, true);
+            return false;
         }
-        return;
-    }
+    };
     // One form inside the proxy: authority in `host`, target in origin form (H2-12).
     let authority = parts.uri.authority().map(|a| a.as_str().to_owned());
     if let Some(host) = authority.and_then(|a| HeaderValue::try_from(a).ok()) {
@@ -336,7 +425,7 @@ async fn serve_stream(
     if let Some(target) = parts.uri.path_and_query() {
         parts.uri = target.as_str().parse::<Uri>().unwrap_or_default();
     }
-    let ended = body.is_end_stream();
+    let ended = body.is_end_stream() || asks != Asks::Exchange;
     let len = parts
         .headers
         .get(header::CONTENT_LENGTH)
@@ -352,8 +441,48 @@ async fn serve_stream(
         len,
         names: None,
     };
-    let exchange = Http2Exchange::new(body, respond);
+    let exchange = Http2Exchange::new(body, respond, asks);
     let mut down = Downstream::Http2(Box::new(exchange));
-    // An HTTP/2 stream cannot become a tunnel here: it asks for no switch.
-    drop(serve_request(worker, conn, manager, incoming, &mut down).await);
+    let tunnel = serve_request(worker, conn, manager, incoming, &mut down).await;
+    let gone = down.was_given_up();
+    if let Some(tunnel) = tunnel
+        && let Some(down) = down.into_tunnel()
+    {
+        relay_tunnel(worker, down, tunnel).await;
+    }
+    gone
+}
+
+/// What a stream is for. An extended CONNECT (RFC 8441 §5) gets the form that it would have had in
+/// HTTP/1.1; which is known for WebSocket alone.
+fn asked(worker: &Worker, parts: &mut Parts) -> Result<Asks, StatusCode> {
+    if parts.method != Method::CONNECT {
+        return Ok(Asks::Exchange);
+    }
+    let Some(protocol) = parts.extensions.remove::<h2::ext::Protocol>() else {
+        return Ok(Asks::Tunnel);
+    };
+    if !protocol.as_str().eq_ignore_ascii_case("websocket") {
+        return Err(StatusCode::NOT_IMPLEMENTED);
+    }
+    parts.method = Method::GET;
+    let headers = &mut parts.headers;
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    let key = worker.with_rng(websocket_key);
+    headers.insert(header::SEC_WEBSOCKET_KEY, key);
+    Ok(Asks::Switch)
+}
+
+/// Sixteen random bytes in base64 (RFC 6455 §4.1): 21 digits, one more of
+/// which only two bits count, and the padding.
+fn websocket_key(rng: &mut impl rand::Rng) -> HeaderValue {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut digit = |from: &[u8]| {
+        let at = rng.random_range(0..from.len());
+        char::from(from.get(at).copied().unwrap_or(b'A'))
+    };
+    let mut key: String = (0..21).map(|_| digit(DIGITS)).collect();
+    key.push(digit(b"AQgw"));
+    HeaderValue::try_from(key + "==").unwrap_or_else(|_| HeaderValue::from_static(""))
 }

@@ -212,6 +212,7 @@ async fn choose(
         peer: None,
         server_name: facts.server_name.clone(),
         tls: false,
+        cut: worker.shared.drain.cut(),
     };
     let inspect::Seen {
         io,

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use bytes::BytesMut;
 use rand::RngExt;
 use tokio::{io::AsyncReadExt, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{Chosen, rechoose};
 use crate::{
@@ -193,6 +194,7 @@ fn stopped(worker: &Arc<Worker>, chosen: &Chosen) -> impl Future<Output = ()> + 
                     peer: peer.clone(),
                     server_name: facts.server_name.clone(),
                     tls: peer.is_some(),
+                    cut: CancellationToken::new(),
                 };
                 let opaque = matches!(chain.kind, ChainKind::Tcp(_));
                 let allowed = |rbac| super::authorize(rbac, &conn).is_ok();

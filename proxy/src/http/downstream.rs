@@ -1,15 +1,15 @@
 //! The client's side of one exchange, in either HTTP version.
 
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, StatusCode, header};
 
 use super::{
-    BodyLen, Frame,
+    BodyLen, Frame, StreamIo,
     h1::{OriginalNames, ServerConn},
-    h2::{Receiver, Sender},
+    h2::{Receiver, Sender, check_size},
 };
 use crate::{fault::Fault, net::BoxIo};
 
@@ -20,23 +20,71 @@ pub enum Downstream<'a> {
     Http2(Box<Http2Exchange>),
 }
 
-/// A stream that a client opened.
+/// A stream that a client opened. When it is let go after its response and the client still sends,
+/// `h2` tells it to stop with NO_ERROR, behind the response (RFC 9113 §8.1; HT-18); a reset by hand
+/// would throw away what of the response is not yet written.
 #[derive(Debug)]
 pub struct Http2Exchange {
     receiver: Receiver,
     respond: SendResponse<Bytes>,
     sender: Option<Sender>,
+    /// The client took it back.
+    gone: bool,
+    asks: Asks,
+}
+
+/// What a stream is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asks {
+    /// An exchange of messages.
+    Exchange,
+    /// A tunnel (RFC 9113 §8.5).
+    Tunnel,
+    /// Another protocol on the stream (RFC 8441). Inside the proxy such a request has the form of
+    /// HTTP/1.1, with `upgrade` and 101.
+    Switch,
 }
 
 impl Http2Exchange {
     /// Wraps what `h2` hands over for a request.
     #[must_use]
-    pub fn new(body: h2::RecvStream, respond: SendResponse<Bytes>) -> Self {
+    pub fn new(body: h2::RecvStream, respond: SendResponse<Bytes>, asks: Asks) -> Self {
         Self {
             receiver: Receiver::new(body),
             respond,
             sender: None,
+            gone: false,
+            asks,
         }
+    }
+}
+
+impl Http2Exchange {
+    fn send_head(&mut self, mut head: Response<()>, len: BodyLen) -> Result<(), Fault> {
+        let status = head.status();
+        let tunnel = match self.asks {
+            Asks::Exchange => false,
+            Asks::Tunnel => status.is_success(),
+            Asks::Switch if status == StatusCode::SWITCHING_PROTOCOLS => {
+                *head.status_mut() = StatusCode::OK;
+                for name in [
+                    header::CONNECTION,
+                    header::UPGRADE,
+                    header::SEC_WEBSOCKET_ACCEPT,
+                ] {
+                    head.headers_mut().remove(name);
+                }
+                true
+            }
+            // It would be read as the switch that did not happen.
+            Asks::Switch if status.is_success() => return Err(Fault::UpstreamProtocol),
+            Asks::Switch => false,
+        };
+        let end = len.is_empty() && !tunnel;
+        let sent = self.respond.send_response(head, end);
+        let sender = sent.map_err(|error| client_fault(&error))?;
+        self.sender = Some(Sender::new(sender, end));
+        Ok(())
     }
 }
 
@@ -48,7 +96,13 @@ impl Downstream<'_> {
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, Fault>> {
         match self {
             Self::Http1(conn) => conn.poll_recv(cx).map_err(|error| error.downstream_fault()),
-            Self::Http2(stream) => stream.receiver.poll_frame(cx).map_err(|e| client_fault(&e)),
+            Self::Http2(stream) => {
+                let frame = ready!(stream.receiver.poll_frame(cx)).map_err(|e| client_fault(&e))?;
+                if let Some(Frame::Trailers(trailers)) = &frame {
+                    check_size(trailers).map_err(|error| error.downstream_fault())?;
+                }
+                Poll::Ready(Ok(frame))
+            }
         }
     }
 
@@ -57,6 +111,15 @@ impl Downstream<'_> {
     pub fn request_ended(&self) -> bool {
         match self {
             Self::Http1(conn) => conn.request_body_done(),
+            Self::Http2(stream) => stream.receiver.ended(),
+        }
+    }
+
+    /// Throws away what has come of a request that nobody will read: true when that was the rest of
+    /// it, so that an HTTP/1.1 connection serves its next one (HT-24).
+    pub fn discard_received(&mut self) -> bool {
+        match self {
+            Self::Http1(conn) => conn.discard_received(),
             Self::Http2(stream) => stream.receiver.ended(),
         }
     }
@@ -92,14 +155,20 @@ impl Downstream<'_> {
                 conn.send_response(&head, len, names);
                 Ok(())
             }
+            Self::Http2(stream) => stream.send_head(head, len),
+        }
+    }
+
+    /// The raw stream of a tunnel that an HTTP/2 client asked for and was granted.
+    #[must_use]
+    pub fn into_tunnel(self) -> Option<BoxIo> {
+        match self {
+            Self::Http1(_) => None,
             Self::Http2(stream) => {
-                let end = len.is_empty();
-                let sender = stream
-                    .respond
-                    .send_response(head, end)
-                    .map_err(|error| client_fault(&error))?;
-                stream.sender = Some(Sender::new(sender, end));
-                Ok(())
+                let Http2Exchange {
+                    receiver, sender, ..
+                } = *stream;
+                Some(Box::new(StreamIo::new(receiver, sender?)))
             }
         }
     }
@@ -174,8 +243,8 @@ impl Downstream<'_> {
         }
     }
 
-    /// Ready when everything queued so far is with the kernel (HTTP/1.1) or the connection's own
-    /// task (HTTP/2).
+    /// Ready when everything queued so far is with the kernel (HTTP/1.1) or, as far as the client
+    /// gave credit for it, with the connection's own task (HTTP/2).
     ///
     /// # Errors
     /// When the client is gone.
@@ -184,7 +253,10 @@ impl Downstream<'_> {
             Self::Http1(conn) => conn
                 .poll_flush(cx)
                 .map_err(|error| error.downstream_fault()),
-            Self::Http2(_) => Poll::Ready(Ok(())),
+            Self::Http2(stream) => match &mut stream.sender {
+                Some(sender) => sender.poll_ready(cx).map_err(|error| client_fault(&error)),
+                None => Poll::Ready(Ok(())),
+            },
         }
     }
 
@@ -193,10 +265,35 @@ impl Downstream<'_> {
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Http1(conn) => conn.poll_closed(cx),
-            Self::Http2(stream) => match &mut stream.sender {
-                Some(sender) => sender.poll_reset(cx).map(|_| ()),
-                None => stream.respond.poll_reset(cx).map(|_| ()),
-            },
+            Self::Http2(stream) => {
+                let reset = match &mut stream.sender {
+                    Some(sender) => sender.poll_reset(cx),
+                    None => stream.respond.poll_reset(cx),
+                };
+                stream.gone |= reset.is_ready();
+                reset.map(drop)
+            }
+        }
+    }
+
+    /// Whether the client was seen to give up a stream.
+    #[must_use]
+    pub const fn was_given_up(&self) -> bool {
+        match self {
+            Self::Http1(_) => false,
+            Self::Http2(stream) => stream.gone,
+        }
+    }
+
+    /// Ends a gRPC response that has begun and failed, in the words of `trailers`: false where that
+    /// cannot be said, and [`Self::abort`] is what is left.
+    pub fn fail(&mut self, trailers: HeaderMap) -> bool {
+        match self {
+            Self::Http1(_) => false,
+            Self::Http2(stream) => {
+                let sender = stream.sender.as_mut();
+                sender.is_some_and(|sender| sender.fail(trailers).is_ok())
+            }
         }
     }
 
@@ -215,17 +312,6 @@ impl Downstream<'_> {
     pub fn close_after(&mut self) {
         if let Self::Http1(conn) = self {
             conn.set_close();
-        }
-    }
-
-    /// Tells a client that still sends that nobody reads on: the answer is complete (RFC 9113
-    /// §8.1). For HTTP/1.1 the connection's loop does this by its lingering close.
-    pub fn stop_request(&mut self) {
-        if let Self::Http2(stream) = self
-            && !stream.receiver.ended()
-            && let Some(sender) = &mut stream.sender
-        {
-            sender.reset(Reason::NO_ERROR);
         }
     }
 }

@@ -5,64 +5,103 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::Frame;
+use super::{
+    Frame,
+    grpc::code,
+    h1::{self, Limits},
+};
 use crate::{fault::Fault, net::CERTIFICATE_REFUSED};
 
-/// Credit given for one stream. Small beside [`CONNECTION_WINDOW`], so that streams whose reader
-/// stands still do not starve the others on the connection (H2-05): it takes 256 of them.
+/// Credit given for one stream: enough for a gigabit at a round trip of 2 ms.
 pub const STREAM_WINDOW: u32 = 256 * 1024;
-/// Credit given for a whole connection.
-pub const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 /// Streams a client may have open at once on one connection; Envoy's default is 1024.
 pub const MAX_STREAMS: u32 = 1024;
-/// What is asked for at a time when there is no credit to send.
-const RESERVE: usize = 64 * 1024;
+/// Credit given for a whole connection: as much as all its streams can use, so that those whose
+/// reader stands still take nothing from the others (H2-05).
+pub const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
+/// Up to here `h2` decodes a head or trailers, so that it is this proxy that refuses what is over
+/// [`MAX_HEAD_BYTES`](super::MAX_HEAD_BYTES), in words that the caller reads. By itself it leaves
+/// what is over the limit out of trailers without a word, and refuses heads in a way that is not
+/// gRPC's (GR-02). At four times this it gives the connection up.
+pub const DECODED_HEAD_BYTES: u32 = 256 * 1024;
+/// What `h2` may hold of one stream for the socket, beyond the piece that waits for credit here.
+pub const MAX_SEND_BUFFER: usize = 128 * 1024;
 
 /// Sends a message body.
+///
+/// At most one piece waits here for credit. Credit is asked for that piece alone: what is reserved
+/// and not used is taken from every other stream of the connection, and a peer's whole connection
+/// window may be no more than 64 KiB (H2-05).
 #[derive(Debug)]
 pub struct Sender {
     stream: SendStream<Bytes>,
-    ended: bool,
+    waiting: Bytes,
+    /// What follows the piece that waits.
+    then: Then,
+}
+
+/// What comes after the last piece of data that is known.
+#[derive(Debug)]
+enum Then {
+    More,
+    End,
+    Trailers(HeaderMap),
+    /// The end was sent.
+    Nothing,
 }
 
 impl Sender {
     /// Wraps `stream`; `ended` when the head already ended it.
     #[must_use]
     pub const fn new(stream: SendStream<Bytes>, ended: bool) -> Self {
-        Self { stream, ended }
+        Self {
+            stream,
+            waiting: Bytes::new(),
+            then: if ended { Then::Nothing } else { Then::More },
+        }
     }
 
-    /// Ready when there is credit for at least one byte.
+    /// Ready when all that was given has been taken by the connection, which is when more may be.
     ///
     /// # Errors
     /// When the peer reset the stream or the connection is gone.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        if self.ended || self.stream.capacity() > 0 {
-            return Poll::Ready(Ok(()));
+        while !self.waiting.is_empty() {
+            self.stream.reserve_capacity(self.waiting.len());
+            if self.stream.capacity() == 0 {
+                match ready!(self.stream.poll_capacity(cx)) {
+                    Some(credit) => drop(credit?),
+                    None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
+                }
+            }
+            self.push()?;
         }
-        self.stream.reserve_capacity(RESERVE);
-        loop {
-            return match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(0)) => continue,
-                Some(Ok(_)) => Poll::Ready(Ok(())),
-                Some(Err(error)) => Poll::Ready(Err(error)),
-                None => Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
-            };
-        }
+        Poll::Ready(Ok(()))
     }
 
-    /// Queues `data`; call only after [`Self::poll_ready`].
+    /// Whether a piece waits for credit.
+    #[must_use]
+    pub const fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Sends `data` as far as there is credit, and keeps the rest; call only after
+    /// [`Self::poll_ready`], and go on calling that.
     ///
     /// # Errors
     /// When the stream is closed.
     pub fn data(&mut self, data: Bytes, end: bool) -> Result<(), h2::Error> {
-        if self.ended {
+        if self.ended() {
             return Ok(());
         }
-        self.ended = end;
-        self.stream.send_data(data, end)
+        if end {
+            self.then = Then::End;
+        }
+        self.waiting = data;
+        self.stream.reserve_capacity(self.waiting.len());
+        self.push()
     }
 
     /// Ends the body with trailers.
@@ -70,11 +109,21 @@ impl Sender {
     /// # Errors
     /// When the stream is closed.
     pub fn trailers(&mut self, trailers: HeaderMap) -> Result<(), h2::Error> {
-        if self.ended {
+        if self.ended() {
             return Ok(());
         }
-        self.ended = true;
-        self.stream.send_trailers(trailers)
+        self.then = Then::Trailers(trailers);
+        self.push()
+    }
+
+    /// Ends a body that is cut with trailers that say so. A piece that waits for credit is let go:
+    /// nobody needs a further part of what failed.
+    ///
+    /// # Errors
+    /// When the stream is closed.
+    pub fn fail(&mut self, trailers: HeaderMap) -> Result<(), h2::Error> {
+        self.waiting = Bytes::new();
+        self.trailers(trailers)
     }
 
     /// Ends the body, if it has not ended.
@@ -82,18 +131,46 @@ impl Sender {
     /// # Errors
     /// When the stream is closed.
     pub fn finish(&mut self) -> Result<(), h2::Error> {
-        self.data(Bytes::new(), true)
+        if self.ended() {
+            return Ok(());
+        }
+        self.then = Then::End;
+        self.push()
     }
 
-    /// Whether the end has been queued.
+    /// Gives the connection what there is credit for, and the end once nothing waits before it.
+    fn push(&mut self) -> Result<(), h2::Error> {
+        let credit = self.stream.capacity().min(self.waiting.len());
+        let last = credit == self.waiting.len();
+        if credit > 0 {
+            let end = last && matches!(self.then, Then::End);
+            self.stream.send_data(self.waiting.split_to(credit), end)?;
+            if end {
+                self.then = Then::Nothing;
+            }
+        }
+        if !last {
+            return Ok(());
+        }
+        match std::mem::replace(&mut self.then, Then::Nothing) {
+            Then::More => self.then = Then::More,
+            Then::End => self.stream.send_data(Bytes::new(), true)?,
+            Then::Trailers(trailers) => self.stream.send_trailers(trailers)?,
+            Then::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// Whether the end has been given.
     #[must_use]
     pub const fn ended(&self) -> bool {
-        self.ended
+        !matches!(self.then, Then::More)
     }
 
     /// Gives the stream up with `reason`.
     pub fn reset(&mut self, reason: Reason) {
-        self.ended = true;
+        self.waiting = Bytes::new();
+        self.then = Then::Nothing;
         self.stream.send_reset(reason);
     }
 
@@ -156,6 +233,24 @@ impl Receiver {
     }
 }
 
+/// Checks a head's fields, or trailers, against the limits that hold for HTTP/1.1, measured in the
+/// same way.
+///
+/// # Errors
+/// The limit that is passed.
+pub fn check_size(headers: &HeaderMap) -> Result<(), h1::Error> {
+    let limits = Limits::default();
+    if headers.len() > limits.header_count {
+        return Err(h1::Error::TooManyHeaders(limits.header_count));
+    }
+    // A colon, a space and the line's end are what HTTP/1.1 puts around each.
+    let line = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 4;
+    if headers.iter().map(line).sum::<usize>() > limits.head_bytes {
+        return Err(h1::Error::HeadTooLarge(limits.head_bytes));
+    }
+    Ok(())
+}
+
 /// What an error of an upstream stream means. Streams that the peer refused, or that are beyond
 /// the last one its GOAWAY accepts, were not processed (RFC 9113 §6.8, §8.7).
 #[must_use]
@@ -177,6 +272,22 @@ pub fn upstream_fault(error: &h2::Error) -> Fault {
         return Fault::UpstreamProtocol;
     }
     Fault::UpstreamClosed
+}
+
+/// The gRPC code that a client reads from a reset (gRPC `PROTOCOL-HTTP2.md`, "Errors"); `None` for
+/// an error that is no reset by the peer.
+#[must_use]
+pub fn grpc_code(error: &h2::Error) -> Option<u32> {
+    if !(error.is_remote() && error.is_reset()) {
+        return None;
+    }
+    Some(match error.reason()? {
+        Reason::REFUSED_STREAM => code::UNAVAILABLE,
+        Reason::CANCEL => code::CANCELLED,
+        Reason::ENHANCE_YOUR_CALM => code::RESOURCE_EXHAUSTED,
+        Reason::INADEQUATE_SECURITY => code::PERMISSION_DENIED,
+        _ => code::INTERNAL,
+    })
 }
 
 /// Joins `cookie` fields into one: HTTP/2 splits them for compression, HTTP/1.1 allows one only

@@ -11,9 +11,11 @@ pub mod grpc;
 pub mod h1;
 pub mod h2;
 pub mod reply;
+mod stream_io;
 
 pub use downstream::Downstream;
 pub use h1::{BodyLen, Frame};
+pub use stream_io::StreamIo;
 
 /// The largest head, request or response, on every leg and in both versions (HT-25, GR-02): what
 /// passes one hop of the mesh passes all. Envoy's request limit is 60 KiB; gRPC status details in

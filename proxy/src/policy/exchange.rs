@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
     deadline::{Deadlines, Limit},
@@ -74,14 +74,10 @@ impl<'a, 'd> Exchange<'a, 'd> {
                 deadlines.request_ended(now);
                 timer.set_limit(deadlines.try_by(now));
             }
-            timer.as_mut().poll(cx).map(|fault| {
-                Err(Failure {
-                    fault,
-                    detail: String::new(),
-                    sent: true,
-                    answered: false,
-                })
-            })
+            timer
+                .as_mut()
+                .poll(cx)
+                .map(|fault| Err(Failure::while_answering(fault)))
         })
         .await
     }
@@ -149,6 +145,23 @@ impl<'a, 'd> Exchange<'a, 'd> {
         Ok(())
     }
 
+    /// Looks for what comes behind a response head, for no longer than `wait`, before the head is
+    /// passed on (GR-03).
+    pub(crate) async fn peek(&mut self, up: &mut Upstream, wait: Duration) -> Result<(), Failure> {
+        let seen = poll_fn(|cx| {
+            if let Err(fault) = self.pump_request(cx, up) {
+                return Poll::Ready(Err(Failure::while_answering(fault)));
+            }
+            if self.down.poll_gone(cx).is_ready() {
+                let gone = Failure::while_answering(Fault::DownstreamReset);
+                return Poll::Ready(Err(gone));
+            }
+            up.poll_ahead(cx)
+        });
+        // What has not come by then is not waited for.
+        timeout(wait, seen).await.unwrap_or(Ok(()))
+    }
+
     /// Drives the rest after the response head was passed on: the response to its end, and the
     /// request as long as the response lasts.
     pub(crate) async fn body(
@@ -167,12 +180,7 @@ impl<'a, 'd> Exchange<'a, 'd> {
             if let Poll::Ready(done) = self.poll_body(cx, up, &mut finished) {
                 return Poll::Ready(done);
             }
-            let cut = |fault| Failure {
-                fault,
-                detail: String::new(),
-                sent: true,
-                answered: true,
-            };
+            let cut = Failure::while_answering;
             if let Poll::Ready(fault) = timer.as_mut().poll(cx) {
                 return Poll::Ready(Err(cut(fault)));
             }
@@ -195,12 +203,7 @@ impl<'a, 'd> Exchange<'a, 'd> {
         up: &mut Upstream,
         finished: &mut bool,
     ) -> Poll<Result<(), Failure>> {
-        let gone = |fault| Failure {
-            fault,
-            detail: String::new(),
-            sent: true,
-            answered: true,
-        };
+        let gone = Failure::while_answering;
         // The client breaking off its own upload does not take the answer from it.
         if self.pump_request(cx, up).is_err() {
             self.replay.mark_sent();
@@ -243,6 +246,18 @@ impl<'a, 'd> Exchange<'a, 'd> {
             return Poll::Ready(Err(gone(Fault::DownstreamReset)));
         }
         Poll::Pending
+    }
+
+    /// Lets what is queued for the client leave, as far as it can at once: what a response had said
+    /// before it broke off is said, though it is no whole response (H2-08).
+    pub(crate) async fn pass_on_queued(&mut self) {
+        poll_fn(|cx| {
+            let _as_far_as_it_goes = self.down.poll_flush(cx);
+            Poll::Ready(())
+        })
+        .await;
+        // An HTTP/2 connection is written by its own task, which is due by now.
+        tokio::task::yield_now().await;
     }
 
     /// Sends an answer of the proxy's own.

@@ -82,7 +82,7 @@ impl Job<'_> {
                 (None, Err((failure, _))) => {
                     let (outcome, now) = (outcome_of(failure.fault), Instant::now());
                     permit.finish(outcome, now - self.record.started, now);
-                    return Err(Local::new(failure.fault, failure.detail));
+                    return Err(failure.into());
                 }
                 (Some(wait), tried) => {
                     if let Ok(answered) = tried {
@@ -203,10 +203,7 @@ impl Job<'_> {
         }
         let sent = self.send(tries, &picked, &mut attempt, exchange).await;
         let result = match sent {
-            Ok(mut up) => match exchange.head(&mut up, &mut tries.deadlines).await {
-                Ok(head) => Ok((up, head)),
-                Err(failure) => Err(failure),
-            },
+            Ok(up) => self.receive(tries, up, exchange).await,
             Err(failure) => Err(failure),
         };
         let now = Instant::now();
@@ -248,6 +245,23 @@ impl Job<'_> {
         }
     }
 
+    /// The response's head; where the next retry may hang on it, also what comes right behind it.
+    async fn receive(
+        &self,
+        tries: &mut Tries<'_>,
+        mut up: Upstream,
+        exchange: &mut Exchange<'_, '_>,
+    ) -> Result<(Upstream, FinalHead), Failure> {
+        let head = exchange.head(&mut up, &mut tries.deadlines).await?;
+        let open = !head.len.is_empty() && grpc::status(head.head.headers()).is_none();
+        // This try is not on record yet.
+        let made = self.record.attempts.len();
+        if open && retry::awaits_trailers(&tries.policy, &self.tried(tries, exchange, made, true)) {
+            exchange.peek(&mut up, retry::TRAILERS_WAIT).await?;
+        }
+        Ok((up, head))
+    }
+
     /// Gets a connection to the endpoint and puts the head on it.
     async fn send(
         &mut self,
@@ -272,11 +286,13 @@ impl Job<'_> {
         let limit = tries.deadlines.head_by();
         let connected = self.lease(wire, &target, &admit, cluster, high);
         let lease = tokio::select! {
-            lease = connected => lease
-                .map_err(|error| Failure::before_sending(error.fault, &*error.detail))?,
+            // What was taken back already is not sent (H2-01).
+            biased;
             () = poll_fn(|cx| exchange.down.poll_gone(cx)) => {
                 return Err(Failure::before_sending(Fault::DownstreamReset, ""));
             }
+            lease = connected => lease
+                .map_err(|error| Failure::before_sending(error.fault, &*error.detail))?,
             fault = until(limit) => return Err(Failure::before_sending(fault, "")),
         };
         attempt.wait = Instant::now() - attempt.began;
@@ -300,7 +316,7 @@ impl Job<'_> {
                 attempt.tls = lease.timings.tls;
                 attempt.reused = lease.reused;
                 self.record.upstream_peer = lease.peer().cloned();
-                Upstream::http2(lease, &head, self.len, target.tls.is_some()).await
+                Upstream::http2(lease, &head, self.len, target.tls.is_some())
             }
         }
     }
@@ -316,8 +332,9 @@ impl Job<'_> {
         high: bool,
     ) -> Result<Lease, ConnectError> {
         let pool = &self.worker.pool;
+        let body = !self.len.is_empty();
         if wire == Wire::Http2 {
-            let lease = pool.http2(target, admit).await;
+            let lease = pool.http2(target, admit, body).await;
             if matches!(&lease, Err(error) if error.fault == Fault::OverflowConnections) {
                 cluster.connections_overflowed();
             }
@@ -342,11 +359,13 @@ impl Job<'_> {
         }
     }
 
-    /// Which version this leg speaks. Switching protocols needs HTTP/1.1 (HT-11).
+    /// Which version this leg speaks. Switching protocols needs HTTP/1.1 (HT-11), and so do tunnels
+    /// that came in it.
     fn wire(&self, protocol: UpstreamProtocol) -> Wire {
-        let switching = self.upgrade.is_some() || self.parts.method == Method::CONNECT;
+        let old = self.parts.version < Version::HTTP_2;
         match protocol {
-            _ if switching && self.parts.version < Version::HTTP_2 => Wire::Http1,
+            _ if self.upgrade.is_some() => Wire::Http1,
+            _ if self.parts.method == Method::CONNECT && old => Wire::Http1,
             UpstreamProtocol::Http1 => Wire::Http1,
             UpstreamProtocol::Http2 => Wire::Http2,
             UpstreamProtocol::Downstream if self.parts.version == Version::HTTP_2 => Wire::Http2,
@@ -381,30 +400,40 @@ impl Job<'_> {
         exchange: &Exchange<'_, '_>,
         tried: &Result<Answered, (Failure, Option<SocketAddr>)>,
     ) -> Decision {
-        let made = u32::try_from(self.record.attempts.len()).unwrap_or(u32::MAX);
         let (sent, outcome) = match tried {
             Ok(answered) => (
                 true,
                 retry::Outcome::Response {
                     status: answered.head.head.status(),
                     headers: answered.head.head.headers(),
-                    trailers: None,
+                    trailers: answered.up.trailers_ahead(),
                 },
             ),
             Err((failure, _)) => (failure.sent, retry::Outcome::Fault(failure.fault)),
         };
-        let facts = Tried {
+        let retries = self.record.attempts.len().saturating_sub(1);
+        let facts = self.tried(tries, exchange, retries, sent);
+        self.worker
+            .with_rng(|rng| retry::decide(&tries.policy, &facts, &outcome, rng))
+    }
+
+    fn tried(
+        &self,
+        tries: &Tries<'_>,
+        exchange: &Exchange<'_, '_>,
+        retries: usize,
+        sent: bool,
+    ) -> Tried<'_> {
+        Tried {
             method: &self.parts.method,
             grpc: self.record.grpc,
-            retries: made.saturating_sub(1),
+            retries: u32::try_from(retries).unwrap_or(u32::MAX),
             sent,
             committed: false,
             replayable: exchange.replay.replayable() && self.upgrade.is_none(),
             elsewhere: tries.cluster.stats(Instant::now()).endpoints > tries.tried.len(),
             remaining: tries.deadlines.remaining(Instant::now()),
-        };
-        self.worker
-            .with_rng(|rng| retry::decide(&tries.policy, &facts, &outcome, rng))
+        }
     }
 
     /// Waits before a retry, unless the client goes.
@@ -430,8 +459,8 @@ fn told(head: &Response<()>) -> Option<Failure> {
     on_the_way.then(|| Failure {
         fault,
         detail: "reported by the endpoint's proxy".to_owned(),
+        grpc_status: None,
         sent: row.resend != Resend::Safe,
-        answered: false,
     })
 }
 

@@ -108,10 +108,10 @@ async fn send(
     let admit = || Ok::<Permit, Fault>(Box::new(cluster.connection(false)?));
     let http2 = cluster.config.protocol == UpstreamProtocol::Http2;
     let up = if http2 {
-        let Ok(lease) = worker.pool.http2(&target, &admit).await else {
+        let Ok(lease) = worker.pool.http2(&target, &admit, !len.is_empty()).await else {
             return picked.record(Outcome::ConnectFailed, now.elapsed(), Instant::now());
         };
-        Upstream::http2(lease, &head, len, target.tls.is_some()).await
+        Upstream::http2(lease, &head, len, target.tls.is_some())
     } else {
         let Ok(lease) = worker.pool.http1(&target, &admit, false).await else {
             return picked.record(Outcome::ConnectFailed, now.elapsed(), Instant::now());

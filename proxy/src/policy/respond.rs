@@ -77,19 +77,15 @@ impl Job<'_> {
             exchange.down.close_after();
         }
         let len = if tunnel { BodyLen::Empty } else { len };
-        exchange
-            .down
-            .send_head(head, len, names.as_ref())
-            .map_err(|fault| Local::new(fault, ""))?;
+        if let Err(fault) = exchange.down.send_head(head, len, names.as_ref()) {
+            // Whatever it was, it was not the client's answer.
+            self.record.status = None;
+            return Err(Local::new(fault, ""));
+        }
         let moved = if tunnel || (len.is_empty() && matches!(exchange.down, Downstream::Http2(_))) {
             poll_fn(|cx| exchange.down.poll_flush(cx))
                 .await
-                .map_err(|fault| Failure {
-                    fault,
-                    detail: String::new(),
-                    sent: true,
-                    answered: true,
-                })
+                .map_err(Failure::while_answering)
         } else {
             let limit = tries.deadlines.end_by(streaming);
             exchange.body(&mut up, tries.deadlines.idle(), limit).await
@@ -116,7 +112,7 @@ impl Job<'_> {
                 up.give_back();
                 Ok(None)
             }
-            Err(failure) => Err(Local::new(failure.fault, failure.detail)),
+            Err(failure) => Err(failure.into()),
         }
     }
 
@@ -181,7 +177,8 @@ impl Answered {
     /// Throws a response away in favour of another try.
     pub(super) fn discard(self) {
         let status = self.head.head.status();
-        let grpc = grpc::status(self.head.head.headers());
+        let trailers = self.up.trailers_ahead().and_then(grpc::status);
+        let grpc = trailers.or_else(|| grpc::status(self.head.head.headers()));
         let outcome = response_outcome(status, grpc);
         self.picked.record(outcome, self.latency, Instant::now());
         if self.head.len.is_empty() {

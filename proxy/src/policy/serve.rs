@@ -5,6 +5,7 @@ use std::{future::poll_fn, net::SocketAddr, sync::Arc};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header, request::Parts};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     authz,
@@ -12,6 +13,7 @@ use super::{
     fault_injection,
     replay::Replay,
     respond::Tunnel,
+    upstream::Failure,
     worker::{Worker, World},
 };
 use crate::{
@@ -23,7 +25,8 @@ use crate::{
     fault::Fault,
     http::{
         BodyLen, Downstream, grpc,
-        h1::{OriginalNames, strip_hop_by_hop, upgrade_token},
+        h1::{self, OriginalNames, strip_hop_by_hop, upgrade_token},
+        h2,
         reply::{self, Caller, LocalReply},
     },
     route::{RouteHit, path},
@@ -40,6 +43,8 @@ pub struct Connection {
     pub peer: Option<SpiffeId>,
     pub server_name: Option<String>,
     pub tls: bool,
+    /// Cancelled when what is still under way has to end.
+    pub cut: CancellationToken,
 }
 
 impl Connection {
@@ -70,6 +75,15 @@ pub(super) struct Local {
     pub(super) status: Option<StatusCode>,
     pub(super) grpc_status: Option<u32>,
     pub(super) retry_after: Option<std::time::Duration>,
+}
+
+impl From<Failure> for Local {
+    fn from(failure: Failure) -> Self {
+        Self {
+            grpc_status: failure.grpc_status,
+            ..Self::new(failure.fault, failure.detail)
+        }
+    }
 }
 
 impl Local {
@@ -117,7 +131,12 @@ pub async fn serve(
     let mut job = Job::new(worker, conn, manager, incoming);
     let mut exchange = Exchange::new(down, Replay::new(job.len.is_empty()));
     // Boxed, so that a connection without a request does not carry a request's state.
-    let served = Box::pin(job.run(&mut exchange)).await;
+    let run = Box::pin(job.run(&mut exchange));
+    let served = tokio::select! {
+        biased;
+        served = run => served,
+        () = conn.cut.cancelled() => Err(Local::new(Fault::DrainTimeout, "")),
+    };
     job.record.bytes_in = exchange.bytes.request;
     let tunnel = match served {
         Ok(tunnel) => tunnel,
@@ -128,7 +147,6 @@ pub async fn serve(
     };
     job.record.bytes_out = exchange.bytes.response;
     job.record.ended = Instant::now();
-    exchange.down.stop_request();
     worker.shared.telemetry.request(&job.record);
     tunnel
 }
@@ -172,10 +190,12 @@ impl<'a> Job<'a> {
     }
 
     async fn run(&mut self, exchange: &mut Exchange<'_, '_>) -> Result<Option<Tunnel>, Local> {
+        self.check_size()?;
         self.normalize()?;
         let hit = match self.plan()? {
             Plan::Answer(response) => {
                 self.record.status = Some(response.status());
+                let _rest = exchange.down.discard_received();
                 // A client that is gone does not get it; nothing else is lost.
                 if let Err(fault) = exchange.reply(response).await {
                     self.record.fault = Some(fault);
@@ -186,6 +206,17 @@ impl<'a> Job<'a> {
         };
         self.inject(&hit, exchange).await?;
         self.forward(&hit, exchange).await
+    }
+
+    /// The limits that the HTTP/1.1 codec keeps, for what came in HTTP/2 (HT-25).
+    fn check_size(&self) -> Result<(), Local> {
+        let refuse = |error: h1::Error| Local::new(error.downstream_fault(), error.to_string());
+        let most = h1::Limits::default().uri_bytes;
+        let target = self.parts.uri.path_and_query().map_or("", |p| p.as_str());
+        if target.len() > most {
+            return Err(refuse(h1::Error::UriTooLong(most)));
+        }
+        h2::check_size(&self.parts.headers).map_err(refuse)
     }
 
     /// The path in its normal form, which is what is matched, judged and sent on.
@@ -206,7 +237,8 @@ impl<'a> Job<'a> {
     pub(super) fn view(&self) -> RequestView<'_> {
         RequestView {
             method: self.parts.method.as_str(),
-            path_and_query: self.parts.uri.path_and_query().map_or("", |p| p.as_str()),
+            // A CONNECT has none, and is for whoever takes everything.
+            path_and_query: self.parts.uri.path_and_query().map_or("/", |p| p.as_str()),
             authority: authority(&self.parts),
             scheme: if self.conn.tls { "https" } else { "http" },
             headers: &self.parts.headers,
@@ -342,17 +374,15 @@ impl<'a> Job<'a> {
         }
         if self.record.status.is_some() {
             // The head is out already. gRPC can still say why; nobody else can (GR-01, GR-08).
-            let told = self.record.grpc
-                && matches!(exchange.down, Downstream::Http2(_))
-                && exchange.down.send_trailers(reply.trailers()).is_ok();
-            if !told {
+            if !(self.record.grpc && exchange.down.fail(reply.trailers())) {
+                exchange.pass_on_queued().await;
                 exchange.down.abort();
             }
             return;
         }
         let response = reply.build(&self.caller);
         self.record.status = Some(response.status());
-        if reply.closes() || !exchange.down.request_ended() {
+        if !exchange.down.discard_received() || reply.closes() {
             exchange.down.close_after();
         }
         if let Err(fault) = exchange.reply(response).await {

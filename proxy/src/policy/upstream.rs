@@ -12,8 +12,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, head
 use crate::{
     fault::Fault,
     http::{
-        BodyLen, Frame,
-        h1::{OriginalNames, ResponseHead},
+        BodyLen, Frame, StreamIo,
+        h1::{self, OriginalNames, ResponseHead},
         h2::{self as h2_stream, Receiver, Sender, join_cookies},
     },
     net::BoxIo,
@@ -26,10 +26,10 @@ pub(crate) struct Failure {
     pub(crate) fault: Fault,
     /// What the codec or the kernel said.
     pub(crate) detail: String,
+    /// In place of the fault's own, where the endpoint said more.
+    pub(crate) grpc_status: Option<u32>,
     /// The endpoint may have seen some of the request.
     pub(crate) sent: bool,
-    /// The endpoint had begun to answer.
-    pub(crate) answered: bool,
 }
 
 impl Failure {
@@ -37,8 +37,34 @@ impl Failure {
         Self {
             fault,
             detail: detail.into(),
+            grpc_status: None,
             sent: false,
-            answered: false,
+        }
+    }
+
+    /// A failure on this side, once the request was sent.
+    pub(crate) const fn while_answering(fault: Fault) -> Self {
+        Self {
+            fault,
+            detail: String::new(),
+            grpc_status: None,
+            sent: true,
+        }
+    }
+
+    fn of_codec(error: &h1::Error) -> Self {
+        Self {
+            detail: error.to_string(),
+            ..Self::while_answering(error.upstream_fault())
+        }
+    }
+
+    fn of_stream(error: &::h2::Error) -> Self {
+        Self {
+            fault: h2_stream::upstream_fault(error),
+            detail: error.to_string(),
+            grpc_status: h2_stream::grpc_code(error),
+            sent: true,
         }
     }
 }
@@ -80,6 +106,8 @@ pub(crate) struct Http2Try {
     response: Option<ResponseFuture>,
     sender: Sender,
     receiver: Option<Receiver>,
+    /// Received before it was asked for.
+    ahead: Option<Frame>,
     write_error: Option<String>,
 }
 
@@ -102,37 +130,25 @@ impl Upstream {
     ///
     /// # Errors
     /// When the connection takes no more streams: nothing was sent.
-    pub(crate) async fn http2(
+    pub(crate) fn http2(
         mut lease: Http2Lease,
         head: &Request<()>,
         len: BodyLen,
         tls: bool,
     ) -> Result<Self, Failure> {
-        let refused =
-            |error: &h2::Error| Failure::before_sending(Fault::UpstreamRefused, error.to_string());
-        let mut send = match lease.send.clone().ready().await {
-            Ok(send) => send,
-            Err(error) => {
-                lease.condemn();
-                return Err(refused(&error));
-            }
-        };
-        let end = len.is_empty();
+        let end = len.is_empty() && head.method() != Method::CONNECT;
         let request = http2_head(head, tls)
             .map_err(|error| Failure::before_sending(Fault::Internal, error.to_string()))?;
-        let (response, sender) = match send.send_request(request, end) {
-            Ok(sent) => sent,
-            Err(error) => {
-                lease.condemn();
-                return Err(refused(&error));
-            }
-        };
-        lease.send = send;
+        let (response, sender) = lease.send.send_request(request, end).map_err(|error| {
+            lease.condemn();
+            Failure::before_sending(Fault::UpstreamRefused, error.to_string())
+        })?;
         Ok(Self::Http2(Box::new(Http2Try {
             lease,
             response: Some(response),
             sender: Sender::new(sender, end),
             receiver: None,
+            ahead: None,
             write_error: None,
         })))
     }
@@ -147,13 +163,7 @@ impl Upstream {
                     one.write_error = Some(error.to_string());
                 }
             }
-            Self::Http2(two) => {
-                if two.write_error.is_none()
-                    && let Err(error) = ready!(two.sender.poll_ready(cx))
-                {
-                    two.write_error = Some(error.to_string());
-                }
-            }
+            Self::Http2(two) => ready!(two.poll_ready(cx)),
         }
         Poll::Ready(())
     }
@@ -185,6 +195,8 @@ impl Upstream {
                 };
                 if let Err(error) = sent {
                     two.write_error = Some(error.to_string());
+                } else if !two.sender.is_waiting() {
+                    two.lease.credit_came();
                 }
             }
         }
@@ -208,13 +220,17 @@ impl Upstream {
     /// Pushes out what is queued, as far as the kernel takes it. A failure is kept for
     /// [`Self::poll_head`] to weigh against an answer that may have come before it.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Self::Http1(one) = self
-            && one.write_error.is_none()
-            && let Err(error) = ready!(one.lease.conn.poll_flush(cx))
-        {
-            one.write_error = Some(error.to_string());
+        match self {
+            Self::Http1(one) => {
+                if one.write_error.is_none()
+                    && let Err(error) = ready!(one.lease.conn.poll_flush(cx))
+                {
+                    one.write_error = Some(error.to_string());
+                }
+                Poll::Ready(())
+            }
+            Self::Http2(_) => self.poll_ready(cx),
         }
-        Poll::Ready(())
     }
 
     /// The next response head.
@@ -230,26 +246,37 @@ impl Upstream {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Frame>, Failure>> {
-        let failure = |fault, detail| Failure {
-            fault,
-            detail,
-            sent: true,
-            answered: true,
-        };
         match self {
             Self::Http1(one) => {
                 let polled = ready!(one.lease.conn.poll_recv(cx));
-                Poll::Ready(polled.map_err(|e| failure(e.upstream_fault(), e.to_string())))
+                Poll::Ready(polled.map_err(|error| Failure::of_codec(&error)))
             }
-            Self::Http2(two) => {
-                let Some(receiver) = &mut two.receiver else {
-                    return Poll::Ready(Err(failure(Fault::Internal, String::new())));
-                };
-                let polled = ready!(receiver.poll_frame(cx));
-                Poll::Ready(
-                    polled.map_err(|e| failure(h2_stream::upstream_fault(&e), e.to_string())),
-                )
-            }
+            Self::Http2(two) => two.poll_frame(cx),
+        }
+    }
+
+    /// Receives what comes behind the head before it is asked for: ready when something has, or
+    /// nothing ever will.
+    ///
+    /// # Errors
+    /// When the response broke off instead.
+    pub(crate) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if let Self::Http2(two) = self
+            && two.ahead.is_none()
+        {
+            two.ahead = ready!(two.poll_frame(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The trailers, if they came right behind the head.
+    pub(crate) const fn trailers_ahead(&self) -> Option<&HeaderMap> {
+        match self {
+            Self::Http2(two) => match &two.ahead {
+                Some(Frame::Trailers(trailers)) => Some(trailers),
+                _ => None,
+            },
+            Self::Http1(_) => None,
         }
     }
 
@@ -275,7 +302,16 @@ impl Upstream {
     pub(crate) fn into_raw(self) -> Option<(BoxIo, Bytes, Permit)> {
         match self {
             Self::Http1(one) => Some(one.lease.into_raw()),
-            Self::Http2(_) => None,
+            Self::Http2(two) => {
+                let Http2Try {
+                    lease,
+                    sender,
+                    receiver,
+                    ..
+                } = *two;
+                let io = StreamIo::new(receiver?, sender);
+                Some((Box::new(io), Bytes::new(), Box::new(lease)))
+            }
         }
     }
 }
@@ -291,31 +327,58 @@ impl Http1Try {
             Err(error) => Poll::Ready(Err(Failure {
                 fault: error.upstream_fault(),
                 detail: self.write_error.take().unwrap_or_else(|| error.to_string()),
+                grpc_status: None,
                 sent: conn.request_bytes_written() > 0,
-                answered: conn.any_response_byte(),
             })),
         }
     }
 }
 
 impl Http2Try {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.write_error.is_some() || !self.sender.is_waiting() {
+            return Poll::Ready(());
+        }
+        let polled = self.sender.poll_ready(cx);
+        if polled.is_pending() {
+            self.lease.credit_awaited();
+            return Poll::Pending;
+        }
+        self.lease.credit_came();
+        if let Poll::Ready(Err(error)) = polled {
+            self.write_error = Some(error.to_string());
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, Failure>> {
+        if let Some(frame) = self.ahead.take() {
+            return Poll::Ready(Ok(Some(frame)));
+        }
+        let Some(receiver) = &mut self.receiver else {
+            return Poll::Ready(Err(Failure::while_answering(Fault::Internal)));
+        };
+        let polled = ready!(receiver.poll_frame(cx));
+        let frame = polled.map_err(|error| Failure::of_stream(&error))?;
+        if let Some(Frame::Trailers(trailers)) = &frame {
+            check_size(trailers)?;
+        }
+        Poll::Ready(Ok(frame))
+    }
+
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Failure>> {
         let Some(response) = &mut self.response else {
             let failure = Failure::before_sending(Fault::Internal, "head asked for twice");
             return Poll::Ready(Err(failure));
         };
-        let failure = |error: &h2::Error| Failure {
-            fault: h2_stream::upstream_fault(error),
-            detail: error.to_string(),
-            sent: true,
-            answered: false,
-        };
         if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-            return Poll::Ready(interim.map(Head::Interim).map_err(|e| failure(&e)));
+            let interim = interim.map_err(|error| Failure::of_stream(&error));
+            return Poll::Ready(interim.map(Head::Interim));
         }
         match ready!(Pin::new(response).poll(cx)) {
             Ok(head) => {
                 let (parts, body) = head.into_parts();
+                check_size(&parts.headers)?;
                 let receiver = Receiver::new(body);
                 let len = h2_body_len(&parts.headers, receiver.ended());
                 self.receiver = Some(receiver);
@@ -327,7 +390,7 @@ impl Http2Try {
                 })))
             }
             Err(error) => {
-                let failure = failure(&error);
+                let failure = Failure::of_stream(&error);
                 if failure.fault == Fault::UpstreamRefused && error.is_go_away() {
                     self.lease.condemn();
                 }
@@ -335,6 +398,10 @@ impl Http2Try {
             }
         }
     }
+}
+
+fn check_size(headers: &HeaderMap) -> Result<(), Failure> {
+    h2_stream::check_size(headers).map_err(|error| Failure::of_codec(&error))
 }
 
 /// Framing of an HTTP/2 message.

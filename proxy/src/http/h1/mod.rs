@@ -71,11 +71,13 @@ impl Default for Limits {
         Self {
             head_bytes: super::MAX_HEAD_BYTES as usize,
             header_count: MAX_HEADERS,
-            uri_bytes: 64 * 1024,
+            uri_bytes: MAX_URI,
         }
     }
 }
 
+/// What the `http` crate takes is 65534 bytes; below that the answer is ours in both versions.
+const MAX_URI: usize = 60 * 1024;
 /// Fields in one head. Envoy stops at 100; this leaves room for what the mesh adds.
 const MAX_HEADERS: usize = 128;
 
