@@ -1,5 +1,6 @@
 //! Harness for tests that need more than one crate.
 
+pub mod loopback;
 pub mod netns;
 pub mod otlp;
 pub mod refuser;

@@ -1,0 +1,10 @@
+//! Cases from public bug reports against a running proxy, by their ids: scripted clients on one
+//! side, scripted endpoints on the other, on loopback addresses.
+
+mod grpc;
+mod http1;
+mod http2;
+mod http2_abuse;
+mod http2_fields;
+mod http2_pings;
+mod http2_tunnels;
