@@ -230,8 +230,8 @@ impl Why {
             webpki::Error::CertNotValidYet { time, not_before } => {
                 Self::TooEarly(between(time, not_before))
             }
-            // The second is what comes of a root that has the name of the issuer and another key, as
-            // the old and the new one of a rotation have.
+            // The second is what comes of a root that has the name of the issuer and another key,
+            // as the old and the new one of a rotation have.
             webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
                 Self::Untrusted {
                     issuer: Facts::of(leaf).map_or_else(String::new, |facts| facts.named_issuer()),
