@@ -282,6 +282,48 @@ async fn gr_01_a_caller_over_http1_gets_its_answer_too() {
     assert!(body.is_empty());
 }
 
+/// The log has the status of each call, wherever it stood; a call that ends without one is UNKNOWN.
+#[tokio::test]
+async fn gr_07_every_status_is_on_record() {
+    let (upstream, _) = stream::serve(|request, mut respond| async move {
+        let path = request.uri().path().to_owned();
+        let (way, _, status) = split(&path);
+        let status = u32::try_from(status).expect("a code");
+        match way {
+            "alone" => {
+                let mut head = grpc_head();
+                head.headers_mut().extend(grpc_trailers(status));
+                let _sent = respond.send_response(head, true);
+            }
+            "after" => finish(respond, Bytes::from(message(b"m")), grpc_trailers(status)),
+            _ => finish(respond, Bytes::from(message(b"m")), HeaderMap::new()),
+        }
+    })
+    .await;
+    let proxy = Setup::http(upstream).http2().start().await;
+    let client = Client::connect(proxy.address).await;
+    let mut expected = Vec::new();
+    for status in 0..=16 {
+        for way in ["alone", "after"] {
+            let reply = client
+                .call(&format!("/{way}/{status}"))
+                .await
+                .expect("a reply");
+            assert_eq!(reply.grpc(), Some(status), "{way} {status}");
+            expected.push(status);
+        }
+    }
+    client.call("/missing/0").await.expect("a reply");
+    expected.push(2);
+    let log = proxy.access_log(expected.len()).await;
+    let logged: Vec<_> = log
+        .iter()
+        .map(|line| line["grpc_status"].as_u64())
+        .collect();
+    let expected: Vec<_> = expected.into_iter().map(|n| Some(u64::from(n))).collect();
+    assert_eq!(logged, expected);
+}
+
 /// The endpoint's process dies while a stream is open: clients that subscribe again on UNAVAILABLE
 /// must be told that.
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 mod grpc;
 mod http1;
+mod http1_messages;
 mod http2;
 mod http2_abuse;
 mod http2_fields;
