@@ -1,13 +1,13 @@
 //! Endpoints, proxies and the control plane go away under load; nobody notices.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use outrigger_tests::{
-    bin, mesh_test,
+    mesh_test,
     netns::{Mesh, Pod, until},
 };
 
-use crate::support::{PATIENCE, app, apply, control_plane, proxy, service, sidecar};
+use crate::support::{PATIENCE, app, apply, control_plane, load, proxy, service, sidecar, summary};
 
 const VIP: &str = "10.96.0.30";
 
@@ -31,34 +31,6 @@ fn rig(mesh: &mut Mesh, n: usize, more: &[&str]) -> (Pod, Vec<Pod>) {
     (client, servers)
 }
 
-/// Starts a load in the client's pod.
-fn load(mesh: &mut Mesh, client: &Pod, name: &str, method: &str, rate: u32, seconds: u32) {
-    let mut load = Command::new(bin("outrigger-testapp"));
-    load.args([
-        "load",
-        "--url",
-        &format!("http://{VIP}/"),
-        "--method",
-        method,
-    ]);
-    load.args([
-        "--rate",
-        &rate.to_string(),
-        "--seconds",
-        &seconds.to_string(),
-    ]);
-    mesh.spawn_in(client, name, &load);
-}
-
-/// Waits for a load's summary.
-fn summary(mesh: &Mesh, name: &str, limit: Duration) -> serde_json::Value {
-    until(name, limit, || {
-        let log = mesh.log(&format!("client-{name}"));
-        let line = log.lines().find(|line| line.starts_with('{'))?;
-        Some(serde_json::from_str(line).expect("JSON"))
-    })
-}
-
 fn counts(pod: &Pod) -> serde_json::Value {
     let (_, out, _) = pod.sh("curl -s -m 2 http://127.0.0.1:8080/control/counts");
     serde_json::from_str(&out).unwrap_or_default()
@@ -66,8 +38,8 @@ fn counts(pod: &Pod) -> serde_json::Value {
 
 mesh_test!(rt_01_one_dead_endpoint_of_three_costs_no_request, mesh, {
     let (client, servers) = rig(mesh, 3, &[]);
-    load(mesh, &client, "get", "GET", 200, 6);
-    load(mesh, &client, "post", "POST", 100, 6);
+    load(mesh, &client, "get", ("GET", VIP), 200, 6);
+    load(mesh, &client, "post", ("POST", VIP), 100, 6);
     std::thread::sleep(Duration::from_secs(2));
     drop(mesh.signal("web1-app", "KILL"));
     let gets = summary(mesh, "get", PATIENCE);
@@ -82,7 +54,7 @@ mesh_test!(rt_01_one_dead_endpoint_of_three_costs_no_request, mesh, {
 
 mesh_test!(lb_02_a_minute_without_control_plane_under_load, mesh, {
     let (client, _) = rig(mesh, 2, &[]);
-    load(mesh, &client, "get", "GET", 100, 68);
+    load(mesh, &client, "get", ("GET", VIP), 100, 68);
     drop(mesh.signal("control", "KILL"));
     std::thread::sleep(Duration::from_secs(30));
     // New connections, and endpoints that go, are no trouble either.
@@ -111,7 +83,7 @@ mesh_test!(
     {
         let stops = ["--drain-delay", "2s", "--drain-timeout", "5s"];
         let (client, servers) = rig(mesh, 2, &stops);
-        load(mesh, &client, "get", "GET", 500, 10);
+        load(mesh, &client, "get", ("GET", VIP), 500, 10);
         std::thread::sleep(Duration::from_secs(2));
         let mut stopping = mesh.signal("web1-proxy", "TERM");
         // The endpoint is withdrawn a moment later, as an operator's system does.

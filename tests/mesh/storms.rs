@@ -7,7 +7,9 @@ use outrigger_tests::{
     netns::{Mesh, Pod, until},
 };
 
-use crate::support::{PATIENCE, app, apply, control_plane, object, service, sidecar};
+use crate::support::{
+    PATIENCE, app, apply, control_plane, load, object, service, sidecar, summary,
+};
 
 const HTTP: &str = "[{port: 80, targetPort: 8080, appProtocol: http}]";
 
@@ -23,6 +25,12 @@ fn fails(pod: &Pod, status: u16) {
         "curl -s -m 2 'http://127.0.0.1:8080/control/fail?status={status}'"
     ));
     assert_eq!(code, Some(0), "{err}");
+}
+
+fn served(pod: &Pod) -> u64 {
+    let (_, out, _) = pod.sh("curl -s -m 2 http://127.0.0.1:8080/control/counts");
+    let counts: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    counts["served"].as_u64().expect("a number")
 }
 
 /// Calls at a steady rate over one kept connection and writes a line for each answer:
@@ -158,4 +166,51 @@ mesh_test!(all_endpoints_fail_and_the_breaker_answers_at_once, mesh, {
         "{shares:?}"
     );
     assert_eq!(shares[3], 100);
+});
+
+mesh_test!(rt_04_retries_of_three_hops_do_not_multiply, mesh, {
+    control_plane(mesh);
+    let client = mesh.pod("client");
+    let hops: Vec<_> = ["first", "second", "third"]
+        .map(|name| mesh.pod(name))
+        .into();
+    let vips = ["10.96.0.81", "10.96.0.82", "10.96.0.83"];
+    for (n, hop) in hops.iter().enumerate() {
+        apply(mesh, &service(&hop.name, vips[n], HTTP, &[hop.ip]));
+        // Each hop may try three times, whatever fails, and passes over nobody.
+        let spec = format!(
+            "{{targetRefs: [{{kind: Service, name: {}}}], retries: {{attempts: 2, on: [5xx], \
+             budget: {{percent: 20, minConcurrent: 2}}}}, \
+             outlierDetection: {{consecutiveErrors: 0}}}}",
+            hop.name
+        );
+        apply(mesh, &object("TrafficPolicy", &hop.name, &spec));
+        let next = vips.get(n + 1).map(|vip| format!("http://{vip}/"));
+        let calls: Vec<_> = next.iter().flat_map(|url| ["--calls", url]).collect();
+        app(mesh, hop, 8080, &calls);
+        sidecar(mesh, hop, &hop.name, &[]);
+    }
+    sidecar(mesh, &client, "client", &[]);
+    reaches(&client, vips[0]);
+    fails(&hops[2], 503);
+    let before = served(&hops[2]);
+    let (rate, seconds) = (50, 10);
+    load(mesh, &client, "storm", ("GET", vips[0]), rate, seconds);
+    let told = summary(mesh, "storm", PATIENCE * 3);
+    assert_eq!(told["failed"], rate * seconds, "{told}");
+    let (sent, last) = (u64::from(rate * seconds), served(&hops[2]) - before);
+    println!("{sent} requests, {last} at the last hop; {told}");
+    // One in five more, and what each of the three hops may always add: two retries a second, over
+    // the interval before, which was quiet, and the time of the load. Without a budget it is 27.
+    let floor = 3 * 2 * (10 + u64::from(seconds));
+    assert!(
+        last >= sent && last <= sent * 12 / 10 + floor,
+        "{last} for {sent}"
+    );
+    // As soon as it is well again, all is.
+    fails(&hops[2], 0);
+    for _ in 0..20 {
+        let (code, ..) = client.sh(&format!("curl -sf -m 2 http://{}/", vips[0]));
+        assert_eq!(code, Some(0));
+    }
 });

@@ -142,6 +142,41 @@ pub fn app(mesh: &mut Mesh, pod: &Pod, port: u16, more: &[&str]) {
     mesh.spawn_in(pod, "app", &app);
 }
 
+/// Starts a load in the client's pod.
+pub fn load(
+    mesh: &mut Mesh,
+    client: &Pod,
+    name: &str,
+    (method, vip): (&str, &str),
+    rate: u32,
+    seconds: u32,
+) {
+    let mut load = Command::new(bin("outrigger-testapp"));
+    load.args([
+        "load",
+        "--url",
+        &format!("http://{vip}/"),
+        "--method",
+        method,
+    ]);
+    load.args([
+        "--rate",
+        &rate.to_string(),
+        "--seconds",
+        &seconds.to_string(),
+    ]);
+    mesh.spawn_in(client, name, &load);
+}
+
+/// Waits for a load's summary.
+pub fn summary(mesh: &Mesh, name: &str, limit: Duration) -> serde_json::Value {
+    until(name, limit, || {
+        let log = mesh.log(&format!("client-{name}"));
+        let line = log.lines().find(|line| line.starts_with('{'))?;
+        Some(serde_json::from_str(line).expect("JSON"))
+    })
+}
+
 /// Runs a Python script in a pod in the background.
 pub fn background(mesh: &mut Mesh, pod: &Pod, name: &str, script: &str) {
     let file = mesh.dir.join(format!("{name}.py"));

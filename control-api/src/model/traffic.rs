@@ -210,7 +210,7 @@ pub struct RetryBudget {
     /// So many at once are allowed always; absent: 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_concurrent: Option<u32>,
-    /// The time that requests are counted over; absent: those in flight.
+    /// The time that requests are counted over, beside those in flight; absent: 10 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<Span>,
 }

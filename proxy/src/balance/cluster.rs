@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::{
     Outcome,
     breaker::{Admitted, Breaker, BreakerState},
+    budget::Budget,
     endpoint::{EndpointState, EndpointView, Runtime},
     outlier::EjectionReason,
     pick::{Eligible, How, PickCx, Rules},
@@ -47,6 +48,7 @@ pub(super) struct ClusterRun {
     connections: [AtomicU32; 2],
     pending: [AtomicU32; 2],
     retries: AtomicU32,
+    budget: Budget,
     turn: AtomicUsize,
     breaker: Mutex<Option<Breaker>>,
     pub(super) totals: Totals,
@@ -140,6 +142,7 @@ impl ClusterRun {
             connections: pair(),
             pending: pair(),
             retries: AtomicU32::new(0),
+            budget: Budget::new(base),
             turn: AtomicUsize::new(0),
             breaker: Mutex::new(None),
             totals: Totals::default(),
@@ -413,6 +416,9 @@ impl ClusterHandle {
             return Err(Fault::OverflowRequests);
         }
         totals.requests.fetch_add(1, Relaxed);
+        self.run
+            .budget
+            .request(&self.config.limits.retry_budget, now);
         Ok(RequestPermit {
             run: Arc::clone(&self.run),
             high,
@@ -461,9 +467,9 @@ impl ClusterHandle {
     }
 
     /// One more retry, if the budget has one: a share of the requests in flight, those that wait
-    /// for their retry included (RT-04), and always a few.
+    /// for their retry included, and of those of the last interval (RT-04); and always a few.
     #[must_use]
-    pub fn retry(&self) -> Option<RetryPermit> {
+    pub fn retry(&self, now: Instant) -> Option<RetryPermit> {
         let limits = &self.config.limits;
         let budget = limits.retry_budget;
         let active: u32 = self.run.active.iter().map(|n| n.load(Relaxed)).sum();
@@ -472,7 +478,8 @@ impl ClusterHandle {
             .unwrap_or(u32::MAX)
             .max(budget.min_concurrency)
             .min(limits.max_retries);
-        let slot = Slot::take(&self.run, max, |run| &run.retries);
+        let take = || Slot::take(&self.run, max, |run| &run.retries);
+        let slot = self.run.budget.retry(&budget, now, take);
         let totals = &self.run.totals;
         if slot.is_some() {
             totals.retries.fetch_add(1, Relaxed);

@@ -3,6 +3,7 @@
 //! configured breaker.
 
 mod breaker;
+mod budget;
 mod cluster;
 mod endpoint;
 pub mod health;

@@ -202,5 +202,6 @@ pub(super) const fn budget(percent: u32, min_concurrency: u32) -> RetryBudget {
     RetryBudget {
         percent,
         min_concurrency,
+        interval: Duration::from_secs(10),
     }
 }

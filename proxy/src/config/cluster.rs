@@ -115,13 +115,16 @@ pub struct Limits {
     pub retry_budget: RetryBudget,
 }
 
-/// Retries as a share of the requests in flight; waiting ones count.
+/// Retries as a share of the requests in flight, waiting ones included, and as the same share of
+/// those of the last interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryBudget {
     /// Thousandths of a percent avoided: whole percent of active requests.
     pub percent: u32,
-    /// So many are always allowed.
+    /// So many at once, and so many a second, are always allowed.
     pub min_concurrency: u32,
+    /// How far back requests and retries count.
+    pub interval: Duration,
 }
 
 impl Limits {
@@ -135,6 +138,7 @@ impl Limits {
         retry_budget: RetryBudget {
             percent: 20,
             min_concurrency: 10,
+            interval: Duration::from_secs(10),
         },
     };
 }

@@ -69,7 +69,7 @@ impl Job<'_> {
             drop(retry_permit.take());
             let wait = match self.judge(&tries, exchange, &tried) {
                 Decision::Retry { wait } => {
-                    retry_permit = cluster.retry();
+                    retry_permit = cluster.retry(Instant::now());
                     retry_permit.is_some().then_some(wait)
                 }
                 Decision::Stop(_) => None,

@@ -29,15 +29,15 @@ async fn rt_04_the_retry_budget_is_a_share_of_what_is_in_flight_waiting_ones_inc
         .map(|_| world.handle.admit(false, now, &mut rng()).expect("room"))
         .collect();
     // Every request wants a retry and holds its permit while it backs off.
-    let waiting: Vec<_> = (0..100).filter_map(|_| world.handle.retry()).collect();
+    let waiting: Vec<_> = (0..100).filter_map(|_| world.handle.retry(now)).collect();
     assert_eq!(waiting.len(), 20);
     drop(requests);
     assert!(
-        world.handle.retry().is_none(),
+        world.handle.retry(now).is_none(),
         "those that wait still count"
     );
     drop(waiting);
-    let few: Vec<_> = (0..10).filter_map(|_| world.handle.retry()).collect();
+    let few: Vec<_> = (0..10).filter_map(|_| world.handle.retry(now)).collect();
     assert_eq!(few.len(), 3, "a few are always allowed");
     let stats = world.handle.stats(now);
     assert_eq!((stats.retries, stats.over_retries), (23, 88));
@@ -160,7 +160,7 @@ proptest! {
                     0 => held.extend(handle.admit(false, now, &mut rng()).ok().map(boxed)),
                     1 => held.extend(handle.connection(false).ok().map(boxed)),
                     2 => held.extend(handle.pending(false).ok().map(boxed)),
-                    _ => held.extend(handle.retry().map(boxed)),
+                    _ => held.extend(handle.retry(now).map(boxed)),
                 }
             } else if !held.is_empty() {
                 drop(held.swap_remove(which % held.len()));

@@ -420,7 +420,6 @@ fn thresholds(at: At<'_>, value: &Thresholds) -> Decoded<Limits> {
     let mut budget = default.retry_budget;
     if let Some(own) = &value.retry_budget {
         let at = at.field("retry_budget");
-        at.ignores("budget_interval", own.budget_interval.is_some());
         budget = RetryBudget {
             percent: whole_percent(
                 at.field("budget_percent"),
@@ -428,6 +427,11 @@ fn thresholds(at: At<'_>, value: &Thresholds) -> Decoded<Limits> {
                 budget.percent,
             )?,
             min_concurrency: own.min_retry_concurrency.unwrap_or(budget.min_concurrency),
+            interval: positive(
+                at.field("budget_interval"),
+                own.budget_interval.as_ref(),
+                budget.interval,
+            )?,
         };
     }
     Ok(Limits {
