@@ -2,6 +2,7 @@
 
 mod identity;
 mod live;
+mod oracle;
 mod outages;
 mod policies;
 mod programs;

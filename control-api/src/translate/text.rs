@@ -21,7 +21,8 @@ pub(super) fn regex(pattern: &str) -> RegexMatcher {
     }
 }
 
-/// A header, compared as it is said.
+/// A header, compared as it is said. One that is not there is not what it was to be, which Envoy
+/// says only when told to take it as empty.
 pub(super) fn header(name: &str, value: &TextMatch, not: bool) -> HeaderMatcher {
     let compared = |pattern| HeaderMatchSpecifier::StringMatch(string(pattern));
     let specifier = match value {
@@ -33,9 +34,9 @@ pub(super) fn header(name: &str, value: &TextMatch, not: bool) -> HeaderMatcher 
     };
     HeaderMatcher {
         name: name.to_ascii_lowercase(),
+        treat_missing_header_as_empty: not && !matches!(value, TextMatch::Present(_)),
         header_match_specifier: Some(specifier),
         invert_match: not,
-        ..HeaderMatcher::default()
     }
 }
 

@@ -4,8 +4,8 @@
 //!
 //! Two rules. Retries are a share of the requests of the last interval. And where half of all
 //! tries or more fail, the share is nothing: what fails for everybody is not mended by asking
-//! again, and each hop that holds to this adds nothing to the next one's load (after gRFC A6). A few
-//! are allowed always, so that a quiet service can survive the loss of one instance.
+//! again, and each hop that holds to this adds nothing to the next one's load (after gRFC A6).
+//! A few are allowed always, so that a quiet service can survive the loss of one instance.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},

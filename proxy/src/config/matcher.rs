@@ -148,6 +148,14 @@ impl HeaderMatch {
     /// before comparing (RFC 9110 §5.3, and Envoy).
     #[must_use]
     pub fn matches(&self, request: &RequestView<'_>) -> bool {
+        // Of a header that is not there only its presence can be said, inverted or not (Envoy).
+        if let HeaderKey::Name(name) = &self.key
+            && !matches!(self.kind, HeaderKind::Present)
+            && !self.missing_as_empty
+            && !request.headers.contains_key(name)
+        {
+            return false;
+        }
         let found = match &self.key {
             HeaderKey::Method => self.value_matches(Some(request.method)),
             HeaderKey::Path => self.value_matches(Some(request.path_and_query)),
@@ -245,6 +253,18 @@ mod tests {
         assert!(matcher(joined(), false).matches(&view));
         assert!(!matcher(joined(), true).matches(&view));
         assert!(!matcher(HeaderKind::Range { start: 0, end: 9 }, false).matches(&view));
+        let none = HeaderMap::new();
+        let bare = RequestView {
+            headers: &none,
+            ..view
+        };
+        assert!(!matcher(joined(), true).matches(&bare), "absent, not other");
+        assert!(matcher(HeaderKind::Present, true).matches(&bare));
+        let empty = HeaderMatch {
+            missing_as_empty: true,
+            ..matcher(joined(), true)
+        };
+        assert!(empty.matches(&bare));
         assert_eq!((view.path(), view.query()), ("/p", Some("q")));
     }
 }

@@ -3,14 +3,14 @@
 use std::{future::poll_fn, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use tokio::time::Instant;
 
 use super::{
     deadline,
     exchange::Exchange,
     forward::{Answered, Tries, outcome_of},
-    serve::{Job, Local, authority, grpc_blames_server},
+    serve::{Job, Local, grpc_blames_server},
     upstream::{Failure, FinalHead},
 };
 use crate::{
@@ -22,7 +22,6 @@ use crate::{
     },
     net::BoxIo,
     pool::Permit,
-    route::Vars,
 };
 
 /// The endpoint's half of a request that became a tunnel.
@@ -145,19 +144,7 @@ impl Job<'_> {
         switched: Option<&HeaderValue>,
     ) -> Response<()> {
         strip_hop_by_hop(head.headers_mut());
-        let original = HeaderMap::new();
-        if tries.hit.changes_response() {
-            let vars = Vars {
-                remote: self.conn.source,
-                protocol: "HTTP/1.1",
-                request: crate::config::matcher::RequestView {
-                    authority: authority(&self.parts),
-                    headers: &original,
-                    ..self.view()
-                },
-            };
-            tries.hit.apply_to_response(head.headers_mut(), &vars);
-        }
+        self.change_response(head.headers_mut());
         for cookie in &tries.cookies {
             head.headers_mut()
                 .append(header::SET_COOKIE, cookie.clone());

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header, request::Parts};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +29,7 @@ use crate::{
         h2,
         reply::{self, Caller, LocalReply},
     },
-    route::{RouteHit, path},
+    route::{RouteHit, Vars, path},
     telemetry::{Record, TraceContext},
 };
 
@@ -112,6 +112,8 @@ pub(super) struct Job<'a> {
     /// The protocol that the client asks to switch to.
     pub(super) upgrade: Option<HeaderValue>,
     pub(super) record: Record,
+    /// The route, when it changes the headers of responses.
+    changes: Option<RouteHit>,
 }
 
 /// What is to be done with a request.
@@ -186,6 +188,7 @@ impl<'a> Job<'a> {
             names,
             upgrade,
             record,
+            changes: None,
         }
     }
 
@@ -256,12 +259,14 @@ impl<'a> Job<'a> {
             .with_rng(|rng| table.hit(&self.view(), grpc, rng))
             .map_err(|none| Local::new(Fault::NoRoute, none.to_string()))?;
         self.record.route = Some(Arc::clone(&hit.route.name));
+        self.changes = hit.changes_response().then(|| hit.clone());
         self.filter(&hit)?;
         if let Some(answer) = hit.answer(&self.view()) {
             let mut response = reply::direct(answer.status, &answer.body, &self.caller);
             if let Some(location) = answer.location {
                 response.headers_mut().insert(header::LOCATION, location);
             }
+            self.change_response(response.headers_mut());
             return Ok(Plan::Answer(response));
         }
         Ok(Plan::Forward(hit))
@@ -354,6 +359,24 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Changes the headers of a response, also one of our own, as the route asks.
+    pub(super) fn change_response(&self, headers: &mut HeaderMap) {
+        let Some(hit) = &self.changes else {
+            return;
+        };
+        let original = HeaderMap::new();
+        let vars = Vars {
+            remote: self.conn.source,
+            protocol: "HTTP/1.1",
+            request: RequestView {
+                authority: authority(&self.parts),
+                headers: &original,
+                ..self.view()
+            },
+        };
+        hit.apply_to_response(headers, &vars);
+    }
+
     /// Sends an answer of our own, or ends a response that had begun in the way its client reads
     /// as a failure.
     async fn answer(&mut self, exchange: &mut Exchange<'_, '_>, local: &Local) {
@@ -380,7 +403,8 @@ impl<'a> Job<'a> {
             }
             return;
         }
-        let response = reply.build(&self.caller);
+        let mut response = reply.build(&self.caller);
+        self.change_response(response.headers_mut());
         self.record.status = Some(response.status());
         if !exchange.down.discard_received() || reply.closes() {
             exchange.down.close_after();

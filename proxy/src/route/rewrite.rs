@@ -118,29 +118,14 @@ pub(super) fn replace_prefix(matcher: &PathMatch, path: &str, new: &str) -> Opti
     (joined.len() <= MAX_PATH).then_some(joined)
 }
 
-/// Replaces every match of `pattern`; `\1` to `\9` in the substitution are its groups, `\0` the
-/// whole match and `\\` a backslash (RE2, and so Envoy).
+/// Replaces every match of `pattern`; `${1}` in the substitution is a group, `$$` a dollar sign.
 pub(super) fn replace_regex(pattern: &Regex, substitution: &str, path: &str) -> Option<String> {
     let mut out = String::with_capacity(path.len() + substitution.len());
     let mut end = 0;
     for groups in pattern.captures_iter(path) {
         let whole = groups.get(0)?;
         out.push_str(path.get(end..whole.start())?);
-        let mut text = substitution.chars();
-        while let Some(c) = text.next() {
-            match (c, text.clone().next()) {
-                ('\\', Some('\\')) => {
-                    text.next();
-                    out.push('\\');
-                }
-                ('\\', Some(digit @ '0'..='9')) => {
-                    text.next();
-                    let group = usize::try_from(digit.to_digit(10)?).ok()?;
-                    out.push_str(groups.get(group).map_or("", |m| m.as_str()));
-                }
-                _ => out.push(c),
-            }
-        }
+        groups.expand(substitution, &mut out);
         end = whole.end();
         if out.len() > MAX_PATH {
             return None;

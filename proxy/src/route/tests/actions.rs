@@ -86,16 +86,16 @@ fn regex_rewrites_replace_every_match_of_the_path() {
     for (pattern, substitution, path, want) in [
         (
             "^/service/([^/]+)(/.*)$",
-            r"\2/instance/\1",
+            "${2}/instance/${1}",
             "/service/foo/v1/api",
             "/v1/api/instance/foo",
         ),
         ("one", "two", "/xxx/one/yyy/one/zzz", "/xxx/two/yyy/two/zzz"),
-        ("/one", r"/-\0-", "/one?one", "/-/one-?one"),
+        ("/one", "/-${0}-", "/one?one", "/-/one-?one"),
         ("^/.*$", "/full", "/a/b?q=1", "/full?q=1"),
-        ("(a)|(b)", r"[\2]", "/a", "/[]"),
+        ("(a)|(b)", "[${2}]", "/a", "/[]"),
         ("^/", "x", "/a", "/xa"),
-        ("a", r"\\1", "/a", r"/\1"),
+        ("a", "$${1}", "/a", "/${1}"),
     ] {
         assert_eq!(
             by_regex(pattern, substitution, path).as_deref(),
@@ -210,7 +210,7 @@ fn redirects_change_the_path() {
     };
     let regex = RedirectPath::Regex {
         pattern: regex::Regex::new("^/a/(.*)$").expect("regex"),
-        substitution: r"/\1/a".into(),
+        substitution: "/${1}/a".into(),
     };
     for (path, redirection, want) in [
         (

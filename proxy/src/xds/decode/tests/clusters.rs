@@ -63,10 +63,11 @@ fn the_first_policy_that_is_known_balances() {
 #[test]
 fn protection_of_a_cluster() {
     let (cluster, ignored) = cluster(&with_cluster(
-        "circuit_breakers: {thresholds: [{max_requests: 7, retry_budget: {budget_percent: {value: \
-         33.4}, budget_interval: 7s}}, {priority: HIGH, max_connections: 8}, {max_requests: \
-         99}]}, outlier_detection: {consecutive_5xx: 3, enforcing_success_rate: 0, \
-         max_ejection_percent: 40, base_ejection_time: 400s, split_external_local_origin_errors: true, \
+        "circuit_breakers: {thresholds: [{max_requests: 7, retry_budget: {budget_percent: \
+         {value: 33.4}, budget_interval: 7s}}, {priority: HIGH, max_connections: 8}, \
+         {max_requests: 99}]}, outlier_detection: {consecutive_5xx: 3, \
+         enforcing_success_rate: 0, max_ejection_percent: 40, \
+         base_ejection_time: 400s, split_external_local_origin_errors: true, \
          enforcing_failure_percentage: 50}, metadata: {typed_filter_metadata: {outrigger.breaker: \
          {'@type': '@BREAKER', slow_call_rate_threshold: {value: 80}, half_open_probes: 2}}}, \
          health_checks: [{timeout: 1s, interval: 2s, healthy_threshold: 1, unhealthy_threshold: 3, \
