@@ -75,12 +75,13 @@ impl TraceContext {
         sampling: Option<Fraction>,
         rng: &mut impl Rng,
     ) -> Option<Self> {
-        let mut came = Came {
-            w3c: headers.contains_key(TRACEPARENT),
-            b3: headers.contains_key(B3),
-            b3_multi: B3_MULTI.iter().any(|name| headers.contains_key(name)),
-            ..Came::default()
-        };
+        let mut came = Came::default();
+        // One look at each name is cheaper than a search for each of seven.
+        for name in headers.keys() {
+            came.w3c |= *name == TRACEPARENT;
+            came.b3 |= *name == B3;
+            came.b3_multi |= B3_MULTI.contains(name);
+        }
         let any = came.w3c || came.b3 || came.b3_multi;
         if !any && sampling.is_none() {
             return None;
@@ -110,12 +111,12 @@ impl TraceContext {
         };
         let (trace_id, parent) = match said.ids {
             Some((trace_id, parent)) => (trace_id, Some(parent)),
-            None => (nonzero(rng.random()), None),
+            None => (nonzero(rng.random::<u128>().to_be_bytes()), None),
         };
         Some(Self {
             trace_id,
             parent,
-            span_id: nonzero(rng.random()),
+            span_id: draw_span(rng),
             above: None,
             tries: 0,
             sampled,
@@ -130,9 +131,8 @@ impl TraceContext {
         if self.tries == 1 {
             return self.span_id;
         }
-        self.above
-            .get_or_insert_with(|| nonzero(rng.random::<SpanId>()));
-        nonzero(rng.random())
+        self.above.get_or_insert_with(|| draw_span(rng));
+        draw_span(rng)
     }
 
     /// The span of the request itself, once its tries are over.
@@ -229,8 +229,11 @@ impl Text {
             if n > 0 {
                 text.push(b"-");
             }
-            for byte in *part {
-                text.push(&hex_digits(*byte));
+            let room = text.bytes.get_mut(text.len..).unwrap_or_default();
+            let pairs = room.as_chunks_mut::<2>().0;
+            for (pair, byte) in pairs.iter_mut().zip(*part) {
+                *pair = hex_digits(*byte);
+                text.len += 2;
             }
         }
         text
@@ -370,6 +373,11 @@ const fn hex_digit(half: u8) -> u8 {
         0..10 => b'0' + half,
         _ => b'a' + half - 10,
     }
+}
+
+/// In one draw; bytes would be drawn one by one.
+fn draw_span(rng: &mut impl Rng) -> SpanId {
+    nonzero(rng.random::<u64>().to_be_bytes())
 }
 
 fn nonzero<const N: usize>(mut bytes: [u8; N]) -> [u8; N] {

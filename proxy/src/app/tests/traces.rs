@@ -103,8 +103,8 @@ async fn listener() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// A listener `web` whose only route leads to two endpoints.
-fn configuration(endpoints: [SocketAddr; 2]) -> Arc<crate::config::Snapshot> {
+/// A listener `web` whose only route leads to two endpoints, with `more` to it.
+fn configuration(endpoints: [SocketAddr; 2], more: &str) -> Arc<crate::config::Snapshot> {
     let members: String = endpoints
         .iter()
         .map(|address| {
@@ -120,8 +120,8 @@ fn configuration(endpoints: [SocketAddr; 2]) -> Arc<crate::config::Snapshot> {
          1}}}}, traffic_direction: OUTBOUND, filter_chains: [{{filters: [{{name: http, \
          typed_config: {{'@type': {}, stat_prefix: web, route_config: {{name: local, \
          virtual_hosts: [{{name: all, domains: ['*'], routes: [{{name: shop, match: {{prefix: \
-         /shop}}, route: {{cluster: app, timeout: 0s, retry_policy: {{retry_on: '5xx,reset', \
-         num_retries: 3, retry_back_off: {{base_interval: 0.001s}}}}}}}}]}}]}}, \
+         /shop}}, route: {{{more} cluster: app, timeout: 0s, retry_policy: {{retry_on: \
+         '5xx,reset', num_retries: 3, retry_back_off: {{base_interval: 0.001s}}}}}}}}]}}]}}, \
          http_filters: [{{name: r, typed_config: {{'@type': \
          type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}]}}]}}]\n\
          clusters: [{{name: app, type: STATIC, load_assignment: {{cluster_name: app, endpoints: \
@@ -135,6 +135,10 @@ fn configuration(endpoints: [SocketAddr; 2]) -> Arc<crate::config::Snapshot> {
 }
 
 async fn rig(acts: &'static [Act]) -> Rig {
+    rig_with(acts, "").await
+}
+
+async fn rig_with(acts: &'static [Act], more: &str) -> Rig {
     let script = Arc::new(Script {
         acts,
         turn: AtomicUsize::new(0),
@@ -162,7 +166,7 @@ async fn rig(acts: &'static [Act]) -> Rig {
         own_ips: Vec::new(),
     });
     let publisher = Publisher::new(Arc::clone(&shared), Locality::default(), Instant::now());
-    publisher.publish(configuration([first, second]));
+    publisher.publish(configuration([first, second], more));
     let tls = Arc::new(ClientTlsCache::new(identity));
     let pool = Pool::new(Dialer { mark: None }, tls);
     Rig {
@@ -208,6 +212,16 @@ impl Rig {
             }
         };
         timeout(PATIENCE, ended).await.expect("connections end");
+    }
+
+    /// Waits until endpoints have read so many heads.
+    async fn asked(&self, times: usize) {
+        let asked = async {
+            while self.heads().len() < times {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, asked).await.expect("endpoints are asked");
     }
 
     fn heads(&self) -> Vec<String> {
@@ -288,14 +302,7 @@ async fn ob_02_a_client_that_leaves_is_not_an_error_of_the_endpoint() {
     let mut client = rig.connect().await;
     let request = format!("GET /shop HTTP/1.1\r\nhost: web\r\n{}\r\n", traceparent());
     client.write_all(request.as_bytes()).await.expect("sent");
-    let asked = async {
-        while rig.heads().is_empty() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, asked)
-        .await
-        .expect("the endpoint is asked");
+    rig.asked(1).await;
     // A reset; ending its side alone would not mean that it no longer waits.
     client.set_zero_linger().expect("a socket");
     drop(client);
@@ -352,4 +359,19 @@ async fn ob_01_an_unsampled_callers_context_goes_on_and_nothing_is_exported() {
     assert_ne!(told(&heads[0]), CALLER);
     assert!(heads[0].contains("-00\r\n"), "{}", heads[0]);
     assert!(rig.spans().await.is_empty());
+}
+
+#[tokio::test]
+async fn ob_01_a_copy_belongs_to_the_trace_of_what_it_copies() {
+    const ACTS: &[Act] = &[OK, OK];
+    let rig = rig_with(ACTS, "request_mirror_policies: [{cluster: app}],").await;
+    let answer = rig.get("/shop", &traceparent()).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    rig.asked(2).await;
+    let heads = rig.heads();
+    let [span] = rig.spans().await.try_into().expect("one span");
+    assert_eq!(
+        heads.iter().map(|head| told(head)).collect::<Vec<_>>(),
+        [span.id.clone(), span.id]
+    );
 }
