@@ -16,8 +16,9 @@
 //!    (authorization, rate limit, faults), then `policy/forward.rs` makes the tries: [`balance`]
 //!    admits it and picks an endpoint, [`pool`] gives a connection, `policy/exchange.rs` moves the
 //!    bytes both ways in one task, `policy/retry.rs` decides about another try.
-//! 6. However it ends, [`telemetry`] gets one record of it. Every way to end without the peer's own
-//!    answer is a row of [`fault`].
+//! 6. However it ends, [`telemetry`] gets one record of it: numbers, a line of the log and, if it
+//!    is sampled, spans for the collector. Every way to end without the peer's own answer is a row
+//!    of [`fault`].
 //!
 //! What steers all this is one immutable [`config::Snapshot`] behind an atomic pointer, made by
 //! [`xds`] from resources, and put in force by `app/publish.rs`. Modules may use only those before
