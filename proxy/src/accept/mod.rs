@@ -8,6 +8,7 @@ mod opaque;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, timeout},
 };
@@ -37,6 +38,10 @@ use crate::{
 const DEMAND_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a client's TLS handshake (LK-05).
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is read of a client, and how long it is waited for, so that it sees why its handshake was
+/// refused.
+const PARTING_BYTES: u64 = 64 << 10;
+const PARTING_TIME: Duration = Duration::from_secs(1);
 
 /// Which socket a connection came in by.
 #[derive(Clone, Debug)]
@@ -317,7 +322,7 @@ async fn terminate(
         count(TlsFailure::NoIdentity);
         Refused::Tls(format!("TLS settings: {error}"))
     })?;
-    let accept = TlsAcceptor::from(config).accept(io);
+    let accept = TlsAcceptor::from(config).accept(io).into_fallible();
     let failed = |why: String| {
         let offered: Vec<_> = offered
             .iter()
@@ -331,8 +336,9 @@ async fn terminate(
     };
     let stream = match timeout(HANDSHAKE_TIMEOUT, accept).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
+        Ok(Err((error, io))) => {
             count(tls_failure(&error));
+            tokio::spawn(part(io));
             return Err(failed(tls::explain(&error)));
         }
         Err(_) => {
@@ -345,6 +351,17 @@ async fn terminate(
     conn.tls = true;
     let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
     Ok((Box::new(stream), alpn))
+}
+
+/// Lets the alert that ends a handshake arrive: a close with unread data would be a reset, which
+/// throws away what is on its way, and the client would not learn what is wrong.
+async fn part(mut io: Prefixed<TcpStream>) {
+    let rest = async {
+        io.shutdown().await?;
+        tokio::io::copy(&mut io.take(PARTING_BYTES), &mut tokio::io::sink()).await
+    };
+    // However it ends, the connection is over.
+    drop(timeout(PARTING_TIME, rest).await);
 }
 
 fn tls_failure(error: &std::io::Error) -> TlsFailure {
