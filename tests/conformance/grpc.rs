@@ -17,7 +17,7 @@ use outrigger_tests::loopback::{
     Setup,
     frames::{self, frame},
     h2::{self as stream, Client, Reply, grpc_head, grpc_trailers, message},
-    not_as_own, raw,
+    raw,
 };
 use serde_json::json;
 use tokio::{
@@ -124,7 +124,7 @@ async fn gr_01_tls_failure() {
         let _all = raw::read_to_end(&mut stream).await;
     })
     .await;
-    let setup = Setup::http(not_as_own(upstream)).http2();
+    let setup = Setup::http(upstream).http2();
     let setup = setup.cluster(
         &json!({"transport_socket": {"name": "tls", "typed_config": {
             "@type": type_url::UPSTREAM_TLS_CONTEXT,

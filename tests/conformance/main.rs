@@ -1,6 +1,7 @@
 //! Cases from public bug reports against a running proxy, by their ids: scripted clients on one
 //! side, scripted endpoints on the other, on loopback addresses.
 
+mod balance;
 mod grpc;
 mod http1;
 mod http1_messages;
@@ -9,3 +10,6 @@ mod http2_abuse;
 mod http2_fields;
 mod http2_pings;
 mod http2_tunnels;
+mod retries;
+mod tcp;
+mod tls;

@@ -7,6 +7,7 @@
 //! let mut client = TcpStream::connect(proxy.address).await.unwrap();
 //! ```
 
+pub mod certs;
 pub mod frames;
 pub mod h2;
 pub mod raw;
@@ -233,13 +234,15 @@ impl Setup {
             .arg("run")
             .arg("--config")
             .arg(&config)
-            .args(["--outbound-port", "0", "--inbound-port", "0"])
+            .args(["--inbound-port", "0"])
             .args(["--admin-addr", &format!("{ip}:15000")])
             .args(["--telemetry-addr", &format!("{ip}:15020")])
             .args(["--health-addr", &format!("{ip}:15021")])
             .args(["--access-log", "json", "--pod-ip", "192.0.2.1"]);
-        if !self.flags.iter().any(|flag| flag == "--workers") {
-            command.args(["--workers", "1"]);
+        for (flag, usual) in [("--workers", "1"), ("--outbound-port", "0")] {
+            if !self.flags.iter().any(|given| given == flag) {
+                command.args([flag, usual]);
+            }
         }
         let child = command
             .args(&self.flags)
@@ -281,13 +284,6 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Value {
         "connect_timeout": "2s",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": listed}]},
     })
-}
-
-/// An endpoint that is reached with TLS. The proxy takes a loopback address for its own pod, where
-/// it leaves TLS out (KU-13); the unspecified address is this host to the kernel all the same.
-#[must_use]
-pub fn not_as_own(endpoint: SocketAddr) -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::UNSPECIFIED, endpoint.port()))
 }
 
 /// Puts `changes` over `base`; objects are merged, everything else is replaced.
@@ -348,14 +344,25 @@ impl Proxy {
     /// # Panics
     /// When there are not as many.
     pub async fn access_log(&self, count: usize) -> Vec<Value> {
+        self.lines(count, Value::is_object).await
+    }
+
+    /// The first `count` lines of its access log that name a cause of failure, waited for.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    pub async fn faults(&self, count: usize) -> Vec<Value> {
+        self.lines(count, |line| line.get("cause").is_some()).await
+    }
+
+    async fn lines(&self, count: usize, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
         let end = Instant::now() + PATIENCE;
         loop {
-            let lines: Vec<_> = self
-                .log()
+            let log = self.log();
+            let lines = log
                 .lines()
-                .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-                .filter(Value::is_object)
-                .collect();
+                .filter_map(|line| serde_json::from_str(line).ok());
+            let lines: Vec<Value> = lines.filter(&wanted).collect();
             if lines.len() >= count {
                 return lines;
             }
@@ -380,15 +387,27 @@ impl Proxy {
         self.page(15020, "/metrics").await
     }
 
+    /// The status of a page of its health port.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub async fn health(&self, path: &str) -> u16 {
+        raw::status(&self.answer(15021, path).await)
+    }
+
     async fn page(&self, port: u16, path: &str) -> String {
+        let text = self.answer(port, path).await;
+        let (_, body) = text.split_once("\r\n\r\n").unwrap_or_default();
+        body.to_owned()
+    }
+
+    async fn answer(&self, port: u16, path: &str) -> String {
         let stream = TcpStream::connect((self.ip, port)).await;
         let mut stream = stream.expect("connected");
         let request = format!("GET {path} HTTP/1.1\r\nhost: proxy\r\nconnection: close\r\n\r\n");
         raw::write(&mut stream, request.as_bytes()).await;
         let (bytes, _) = raw::read_to_end(&mut stream).await;
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let (_, body) = text.split_once("\r\n\r\n").unwrap_or_default();
-        body.to_owned()
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Its process id.
@@ -410,6 +429,27 @@ impl Proxy {
         kib.and_then(|n| n.trim().parse::<u64>().ok())
             .expect("a number")
             * 1024
+    }
+
+    /// Processor time that it has used so far, in steps of the kernel's hundredths of a second.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    #[must_use]
+    pub fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        let stat = stat.expect("a live process");
+        // The name in parentheses may hold spaces; user and system time are fields 14 and 15.
+        let fields = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace();
+        let ticks = fields
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse::<u64>().ok());
+        Duration::from_millis(ticks.sum::<u64>() * 10)
     }
 
     /// Open file descriptors.

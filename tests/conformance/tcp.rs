@@ -1,0 +1,739 @@
+//! Group D: opaque TCP, through one proxy and through two with mutual TLS between them.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use outrigger_proto::type_url;
+use outrigger_tests::loopback::{
+    Proxy, Setup,
+    certs::{Authority, DB, Files, MESH_TCP, WEB, accepts, dials, server},
+    raw,
+};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+
+/// No step waits longer.
+const STEP: Duration = Duration::from_secs(20);
+
+/// Proxies between a client and an application.
+struct Path {
+    /// Where the client connects.
+    enter: SocketAddr,
+    proxies: Vec<Proxy>,
+    _identities: Vec<Files>,
+}
+
+impl Path {
+    /// One proxy.
+    async fn one(app: SocketAddr) -> Self {
+        Self::of(Setup::tcp(app)).await
+    }
+
+    async fn of(setup: Setup) -> Self {
+        let proxy = setup.start().await;
+        Self {
+            enter: proxy.address,
+            proxies: vec![proxy],
+            _identities: Vec::new(),
+        }
+    }
+
+    /// Two, with mutual TLS between them.
+    async fn two(app: SocketAddr) -> Self {
+        let ca = Authority::new("mesh");
+        let (web, db) = (
+            Files::new(&ca.leaf(WEB), &[&ca]),
+            Files::new(&ca.leaf(DB), &[&ca]),
+        );
+        let near_app = Setup::tcp(app).chain(&accepts(&MESH_TCP)).identity(&db);
+        let near_app = near_app.start().await;
+        let near_client = Setup::tcp(near_app.address)
+            .cluster(&dials(DB))
+            .identity(&web)
+            .start()
+            .await;
+        Self {
+            enter: near_client.address,
+            proxies: vec![near_client, near_app],
+            _identities: vec![web, db],
+        }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        self.proxies[0].connect().await
+    }
+}
+
+/// Bytes that are nowhere the same for long.
+fn noise(seed: u32, length: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut bytes = Vec::with_capacity(length + 4);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+fn assert_same(what: &str, got: &[u8], want: &[u8]) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    assert!(got == want, "{what}: content");
+}
+
+const UP: usize = 1 << 20;
+const DOWN: usize = 10 << 20;
+
+/// Reads to the client's end, computes for a while, answers ten times as much.
+async fn computes() -> SocketAddr {
+    raw::serve(|mut stream, _| async move {
+        let (got, end) = raw::read_to_end(&mut stream).await;
+        end.expect("a clean end");
+        if got.is_empty() {
+            // The harness, which looks whether a proxy listens.
+            return;
+        }
+        assert_same("what the application got", &got, &noise(1, UP));
+        sleep(Duration::from_millis(300)).await;
+        let answer = noise(2, DOWN);
+        timeout(STEP, stream.write_all(&answer))
+            .await
+            .expect("in time")
+            .expect("answered");
+    })
+    .await
+}
+
+async fn client_ends_first(path: &Path) {
+    let mut client = path.connect().await;
+    timeout(STEP, client.write_all(&noise(1, UP)))
+        .await
+        .expect("in time")
+        .expect("sent");
+    client.shutdown().await.expect("ended");
+    let (got, end) = raw::read_to_end(&mut client).await;
+    end.expect("a clean end");
+    assert_same("the answer", &got, &noise(2, DOWN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_01_the_client_ends_first_and_gets_its_whole_answer() {
+    let app = computes().await;
+    for path in [Path::one(app).await, Path::two(app).await] {
+        let all = futures_util::future::join_all((0..4).map(|_| client_ends_first(&path)));
+        all.await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_01_the_application_ends_first_and_gets_all_that_follows() {
+    let (done, mut finished) = mpsc::unbounded_channel();
+    let app = raw::serve(move |mut stream, _| {
+        let done = done.clone();
+        async move {
+            stream.write_all(b"bye").await.expect("written");
+            stream.shutdown().await.expect("ended");
+            let (got, end) = raw::read_to_end(&mut stream).await;
+            // The harness looks whether a proxy listens, and says nothing.
+            if !got.is_empty() {
+                done.send((got, end)).expect("a test");
+            }
+        }
+    })
+    .await;
+    for path in [Path::one(app).await, Path::two(app).await] {
+        for _ in 0..4 {
+            let mut client = path.connect().await;
+            let (said, end) = raw::read_to_end(&mut client).await;
+            end.expect("a clean end");
+            assert_eq!(said, b"bye");
+            let body = noise(3, DOWN);
+            timeout(STEP, client.write_all(&body))
+                .await
+                .expect("in time")
+                .expect("the way up stays open");
+            client.shutdown().await.expect("ended");
+            let (got, end) = timeout(STEP, finished.recv())
+                .await
+                .expect("in time")
+                .expect("an application");
+            end.expect("a clean end");
+            assert_same("what the application got", &got, &body);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_01_a_thousand_short_half_closes_lose_nothing() {
+    let app = raw::serve(|mut stream, _| async move {
+        let (got, _) = raw::read_to_end(&mut stream).await;
+        raw::write(&mut stream, &got).await;
+    })
+    .await;
+    for path in [Path::one(app).await, Path::two(app).await] {
+        for round in 0..20_u32 {
+            let all = (0..25_u32).map(|n| {
+                let path = &path;
+                async move {
+                    let body = noise(round * 25 + n, 3000);
+                    let mut client = path.connect().await;
+                    raw::write(&mut client, &body).await;
+                    client.shutdown().await.expect("ended");
+                    let (got, end) = raw::read_to_end(&mut client).await;
+                    end.expect("a clean end");
+                    assert_same("the echo", &got, &body);
+                }
+            });
+            futures_util::future::join_all(all).await;
+        }
+    }
+}
+
+fn is_reset(end: &io::Result<()>) -> bool {
+    matches!(end, Err(error) if error.kind() == io::ErrorKind::ConnectionReset)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_02_a_reset_by_the_application_is_no_end() {
+    let app = raw::serve(|mut stream, _| async move {
+        if timeout(STEP, stream.read_u8())
+            .await
+            .expect("in time")
+            .is_err()
+        {
+            return;
+        }
+        raw::write(&mut stream, &[7; 100_000]).await;
+        // Its client has read what was sent, so that the reset throws nothing away.
+        raw::read_exact(&mut stream, 1).await;
+        raw::reset(stream);
+    })
+    .await;
+    for path in [Path::one(app).await, Path::two(app).await] {
+        for _ in 0..10 {
+            let mut client = path.connect().await;
+            raw::write(&mut client, b"?").await;
+            raw::read_exact(&mut client, 100_000).await;
+            raw::write(&mut client, b"!").await;
+            let (rest, end) = raw::read_to_end(&mut client).await;
+            assert!(rest.is_empty());
+            assert!(is_reset(&end), "{end:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_02_a_reset_by_the_client_reaches_the_application_at_once() {
+    let (ended, mut ends) = mpsc::unbounded_channel();
+    let app = raw::serve(move |mut stream, _| {
+        let ended = ended.clone();
+        async move {
+            raw::write(&mut stream, b"hello").await;
+            let (got, end) = raw::read_to_end(&mut stream).await;
+            // The harness looks whether a proxy listens, and says nothing.
+            if !got.is_empty() {
+                ended.send(end).expect("a test");
+            }
+        }
+    })
+    .await;
+    for path in [Path::one(app).await, Path::two(app).await] {
+        let mut client = path.connect().await;
+        raw::write(&mut client, b"hello").await;
+        raw::read_exact(&mut client, 5).await;
+        sleep(Duration::from_millis(200)).await;
+        let began = Instant::now();
+        raw::reset(client);
+        let end = timeout(STEP, ends.recv()).await.expect("in time");
+        let end = end.expect("an application");
+        assert!(is_reset(&end), "{end:?}");
+        assert!(
+            began.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+}
+
+/// A TLS stream that ends without a `close_notify` was cut, by whomever.
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_02_a_cut_tls_stream_is_no_end() {
+    let ca = Authority::new("mesh");
+    let files = Files::new(&ca.leaf(WEB), &[&ca]);
+    let acceptor = server(&ca.leaf(DB), &[&ca], &MESH_TCP);
+    let app = raw::serve(move |stream, nth| {
+        let acceptor = acceptor.clone();
+        async move {
+            let mut tls = acceptor.accept(stream).await.expect("a handshake");
+            tls.write_all(&[7; 5000]).await.expect("written");
+            if nth % 2 == 0 {
+                tls.shutdown().await.expect("ended");
+            } else {
+                tls.flush().await.expect("flushed");
+                let (mut tcp, _) = tls.into_inner();
+                tcp.shutdown().await.expect("cut");
+                // So that the close is a plain end of TCP.
+                let _rest = raw::read_to_end(&mut tcp).await;
+            }
+        }
+    })
+    .await;
+    let setup = Setup::tcp(app).cluster(&dials(DB)).identity(&files);
+    let path = Path::of(setup).await;
+    // The harness's own probe may have been the first connection; so both kinds are sought.
+    let (mut whole, mut cut) = (0, 0);
+    for _ in 0..6 {
+        let mut client = path.connect().await;
+        raw::read_exact(&mut client, 5000).await;
+        client.shutdown().await.expect("ended");
+        let (_, end) = raw::read_to_end(&mut client).await;
+        if is_reset(&end) {
+            cut += 1;
+        } else {
+            end.expect("an end");
+            whole += 1;
+        }
+    }
+    assert_eq!((whole, cut), (3, 3));
+}
+
+/// A listener whose protocol is not declared, as the control plane makes it.
+fn undeclared(app: SocketAddr) -> Setup {
+    let protocols = json!(["http/1.0", "http/1.1", "h2c"]);
+    Setup::http(app)
+        .chain(&json!({"filter_chain_match": {"application_protocols": protocols}}))
+        .listener(&json!({
+            "listener_filters": [
+                {"name": "tls", "typed_config": {"@type": TLS_INSPECTOR}},
+                {"name": "http", "typed_config": {"@type": HTTP_INSPECTOR}},
+            ],
+            "default_filter_chain": {"filters": [{"name": "tcp", "typed_config": {
+                "@type": type_url::TCP_PROXY, "stat_prefix": "test", "cluster": "app",
+            }}]},
+        }))
+}
+
+const TLS_INSPECTOR: &str =
+    "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
+const HTTP_INSPECTOR: &str =
+    "type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector";
+
+/// Greets at once, like MySQL or SMTP, then echoes.
+async fn greeter() -> SocketAddr {
+    raw::serve(|mut stream, _| async move {
+        raw::write(&mut stream, b"220 mail ready\r\n").await;
+        let (mut reader, mut writer) = stream.into_split();
+        let _gone = tokio::io::copy(&mut reader, &mut writer).await;
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_03_a_server_that_speaks_first_is_not_held_up() {
+    let app = greeter().await;
+    let ca = Authority::new("mesh");
+    let (web, db) = (
+        Files::new(&ca.leaf(WEB), &[&ca]),
+        Files::new(&ca.leaf(DB), &[&ca]),
+    );
+    let near_app = Setup::tcp(app).chain(&accepts(&MESH_TCP)).identity(&db);
+    let near_app = near_app.start().await;
+    let far = undeclared(near_app.address)
+        .cluster(&dials(DB))
+        .identity(&web);
+    for proxy in [undeclared(app).start().await, far.start().await] {
+        let mut best = Duration::MAX;
+        for _ in 0..10 {
+            let began = Instant::now();
+            let mut client = proxy.connect().await;
+            let said = raw::read_exact(&mut client, 16).await;
+            best = best.min(began.elapsed());
+            assert_eq!(said, b"220 mail ready\r\n");
+            raw::write(&mut client, b"EHLO me\r\n").await;
+            assert_eq!(raw::read_exact(&mut client, 9).await, b"EHLO me\r\n");
+        }
+        // Of ten, so that a busy machine does not decide.
+        assert!(
+            best < Duration::from_millis(300),
+            "{best:?} to the greeting"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_03_on_the_same_port_a_client_that_speaks_first_is_served_as_what_it_speaks() {
+    let app = raw::serve(|mut stream, _| async move {
+        while raw::try_read_head(&mut stream).await.is_some() {
+            raw::write(
+                &mut stream,
+                b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+            )
+            .await;
+        }
+    })
+    .await;
+    let proxy = undeclared(app).start().await;
+    for wait in [0, 60, 300] {
+        let mut client = proxy.connect().await;
+        sleep(Duration::from_millis(wait)).await;
+        raw::write(&mut client, b"GET /late HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let (head, body) = raw::read_response(&mut client).await;
+        assert_eq!((raw::status(&head), body), (200, b"ok".to_vec()));
+    }
+    let end = Instant::now() + STEP;
+    while proxy.log().matches("\"path\":\"/late\"").count() < 3 {
+        assert!(Instant::now() < end, "not each was seen as HTTP");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_03_silent_connections_cost_little_and_are_given_back() {
+    const SILENT: usize = 400;
+    let app = raw::serve(|mut stream, _| async move {
+        let _end = raw::read_to_end(&mut stream).await;
+    })
+    .await;
+    let proxy = undeclared(app).start().await;
+    drop(proxy.connect().await);
+    sleep(Duration::from_millis(300)).await;
+    let (memory, files) = (proxy.resident(), proxy.descriptors());
+    let mut clients = Vec::new();
+    for _ in 0..SILENT {
+        clients.push(proxy.connect().await);
+    }
+    sleep(Duration::from_secs(1)).await;
+    let each = proxy.resident().saturating_sub(memory) / SILENT as u64;
+    assert!(each < 48 << 10, "{each} bytes for a silent connection");
+    drop(clients);
+    let end = Instant::now() + Duration::from_secs(5);
+    while proxy.descriptors() > files + 2 {
+        assert!(
+            Instant::now() < end,
+            "{} of {files} files",
+            proxy.descriptors()
+        );
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_05_an_idle_connection_ends_and_a_busy_one_does_not() {
+    let app = raw::serve(|stream, _| async move {
+        let (mut reader, mut writer) = stream.into_split();
+        let _gone = tokio::io::copy(&mut reader, &mut writer).await;
+    })
+    .await;
+    let setup = Setup::tcp(app).filter(&json!({"idle_timeout": "1s"}));
+    let path = Path::of(setup).await;
+    let (mut busy, mut idle) = (path.connect().await, path.connect().await);
+    let began = Instant::now();
+    let watched = tokio::spawn(async move {
+        let (_, end) = raw::read_to_end(&mut idle).await;
+        (end, began.elapsed())
+    });
+    for _ in 0..12 {
+        raw::write(&mut busy, b"x").await;
+        raw::read_exact(&mut busy, 1).await;
+        sleep(Duration::from_millis(250)).await;
+    }
+    let (end, took) = watched.await.expect("watched");
+    assert!(is_reset(&end), "{end:?}");
+    assert!(
+        took >= Duration::from_secs(1) && took < Duration::from_secs(3),
+        "{took:?}"
+    );
+}
+
+/// The state of the kernel's timer of each open socket that has this address at either end (`tr` of
+/// `/proc/net/tcp`).
+fn timers(address: SocketAddr) -> Vec<String> {
+    let SocketAddr::V4(address) = address else {
+        panic!("{address} is not of IPv4");
+    };
+    let ip = u32::from_le_bytes(address.ip().octets());
+    let wanted = format!("{ip:08X}:{:04X}", address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("a table");
+    let sockets = table.lines().skip(1).map(str::split_whitespace);
+    sockets
+        .filter_map(|fields| {
+            let fields: Vec<_> = fields.collect();
+            let ends = [*fields.get(1)?, *fields.get(2)?];
+            let open = fields.get(3) == Some(&"01");
+            let timer = *fields.get(5)?;
+            (open && ends.contains(&wanted.as_str())).then(|| timer.to_owned())
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_05_the_kernel_watches_over_both_legs() {
+    let (keep, mut connected) = mpsc::unbounded_channel();
+    let app = raw::serve(move |stream, _| {
+        keep.send(stream).expect("a test");
+        std::future::ready(())
+    })
+    .await;
+    let path = Path::one(app).await;
+    let mut client = path.connect().await;
+    raw::write(&mut client, b"x").await;
+    // The harness's own probe came before, and has ended.
+    let mut kept = Vec::new();
+    loop {
+        let next = timeout(STEP, connected.recv()).await.expect("in time");
+        let mut app_side = next.expect("a connection");
+        let got = timeout(STEP, app_side.read(&mut [0]))
+            .await
+            .expect("in time");
+        kept.push(app_side);
+        if got.expect("read") == 1 {
+            break;
+        }
+    }
+    sleep(Duration::from_millis(500)).await;
+    // Two ends of a connection each; the proxy's has its keepalive timer (02) running.
+    for address in [path.enter, app] {
+        let all = timers(address);
+        let watched = all.iter().filter(|timer| timer.starts_with("02:")).count();
+        assert_eq!(watched, 1, "{address}: {all:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_06_an_idle_or_half_closed_connection_does_not_keep_the_proxy_alive() {
+    let app = raw::serve(|stream, _| async move {
+        sleep(Duration::from_secs(60)).await;
+        drop(stream);
+    })
+    .await;
+    let flags = ["--drain-timeout", "1s", "--drain-delay", "0ms"];
+    let mut proxy = Setup::tcp(app).flags(&flags).start().await;
+    let (mut idle, mut half) = (proxy.connect().await, proxy.connect().await);
+    raw::write(&mut idle, b"x").await;
+    half.shutdown().await.expect("half closed");
+    sleep(Duration::from_millis(300)).await;
+    let began = Instant::now();
+    proxy.signal("TERM");
+    let code = proxy.ended(Duration::from_secs(10)).await;
+    let took = began.elapsed();
+    assert_eq!(code, Some(0));
+    assert!(
+        took >= Duration::from_millis(900),
+        "{took:?}: it was given its time"
+    );
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let (_, end) = raw::read_to_end(&mut idle).await;
+    assert!(is_reset(&end), "a cut connection is no whole one: {end:?}");
+}
+
+/// Answers nothing, not even a SYN: its queue of one is full.
+async fn black_hole() -> (SocketAddr, Vec<TcpStream>, std::net::TcpListener) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let socket = socket.expect("a socket");
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).expect("a port");
+    socket.listen(0).expect("listening");
+    let listener: std::net::TcpListener = socket.into();
+    let address = listener.local_addr().expect("an address");
+    let mut filling = Vec::new();
+    while let Ok(Ok(one)) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+        filling.push(one);
+        assert!(filling.len() < 64, "the queue has no end");
+    }
+    (address, filling, listener)
+}
+
+/// Answers each request with 200.
+async fn good() -> SocketAddr {
+    raw::serve(|mut stream, _| async move {
+        while raw::try_read_head(&mut stream).await.is_some() {
+            raw::write(
+                &mut stream,
+                b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+            )
+            .await;
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_07_a_dead_node_costs_no_request_more_than_the_time_to_connect() {
+    let (hole, _filling, _listener) = black_hole().await;
+    let all = [hole, good().await, good().await];
+    let proxy = Setup::http(hole)
+        .endpoints(&all)
+        .cluster(&json!({"connect_timeout": "0.5s", "lb_policy": "ROUND_ROBIN"}))
+        .start()
+        .await;
+    let mut met = 0;
+    for _ in 0..9 {
+        let mut client = proxy.connect().await;
+        let began = Instant::now();
+        raw::write(
+            &mut client,
+            b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+        )
+        .await;
+        let (head, _) = raw::read_response(&mut client).await;
+        assert_eq!(
+            raw::status(&head),
+            200,
+            "nothing was sent, so a POST goes again"
+        );
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(3), "{took:?}");
+        met += usize::from(took >= Duration::from_millis(450));
+    }
+    assert!(
+        (1..=4).contains(&met),
+        "the dead node was met {met} times of 9"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_07_opaque_connections_go_to_another_endpoint_as_well() {
+    let (hole, _filling, _listener) = black_hole().await;
+    let all = [hole, greeter().await];
+    let setup = Setup::tcp(hole).endpoints(&all);
+    let setup = setup.cluster(&json!({"connect_timeout": "0.5s", "lb_policy": "ROUND_ROBIN"}));
+    let path = Path::of(setup).await;
+    for _ in 0..4 {
+        let mut client = path.connect().await;
+        assert_eq!(raw::read_exact(&mut client, 3).await, b"220");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_10_who_dials_the_redirect_port_itself_is_refused_at_once() {
+    let reserved = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = reserved.local_addr().expect("an address").port();
+    drop(reserved);
+    let catch_all = json!({
+        "name": "outbound", "traffic_direction": "OUTBOUND", "use_original_dst": true,
+        "address": {"socket_address": {"address": "0.0.0.0", "port_value": port}},
+        "default_filter_chain": {"filters": [{"name": "tcp", "typed_config": {
+            "@type": type_url::TCP_PROXY, "stat_prefix": "test", "cluster": "anywhere",
+        }}]},
+    });
+    let anywhere = json!({
+        "name": "anywhere", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": "1s",
+    });
+    let proxy = Setup::tcp(good().await)
+        .with_listener(catch_all)
+        .with_cluster(anywhere)
+        .flags(&["--outbound-port", &port.to_string()])
+        .start()
+        .await;
+    sleep(Duration::from_millis(200)).await;
+    let files = proxy.descriptors();
+    for _ in 0..20 {
+        let target = (std::net::Ipv4Addr::LOCALHOST, port);
+        // It may be refused before the client knows that it is connected.
+        let Ok(mut client) = TcpStream::connect(target).await else {
+            continue;
+        };
+        raw::write(&mut client, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let (said, _) = raw::read_to_end(&mut client).await;
+        assert!(said.is_empty(), "{}", said.escape_ascii());
+    }
+    sleep(Duration::from_millis(200)).await;
+    assert!(
+        proxy.descriptors() <= files + 2,
+        "{} of {files}",
+        proxy.descriptors()
+    );
+    let told = proxy.faults(20).await;
+    assert!(
+        told.iter().all(|line| line["cause"] == "LoopDetected"),
+        "{told:#?}"
+    );
+}
+
+/// What is left of a proxy's files and threads of work when all connections have ended somehow.
+#[tokio::test(flavor = "multi_thread")]
+async fn lk_02_every_kind_of_end_gives_its_files_back_and_leaves_no_work() {
+    let app = raw::serve(|mut stream, nth| async move {
+        match nth % 4 {
+            0 => raw::reset(stream),
+            1 => drop(stream),
+            2 => {
+                let end = raw::read_to_end(&mut stream);
+                let _end = timeout(Duration::from_millis(200), end).await;
+            }
+            _ => {
+                raw::write(&mut stream, &[7; 200_000]).await;
+                let _half = stream.shutdown().await;
+                let end = raw::read_to_end(&mut stream);
+                let _end = timeout(Duration::from_millis(200), end).await;
+            }
+        }
+    })
+    .await;
+    let path = Arc::new(Path::two(app).await);
+    sleep(Duration::from_millis(300)).await;
+    let before: Vec<_> = path.proxies.iter().map(Proxy::descriptors).collect();
+    for _ in 0..10 {
+        let all = (0..40_usize).map(|n| {
+            let path = Arc::clone(&path);
+            async move {
+                let mut client = path.connect().await;
+                match n % 5 {
+                    0 => raw::reset(client),
+                    1 => drop(client),
+                    2 => {
+                        let _half = client.shutdown().await;
+                        let _end = raw::read_to_end(&mut client).await;
+                    }
+                    3 => {
+                        let mut buffer = [0; 100];
+                        let some = client.read(&mut buffer);
+                        let _some = timeout(Duration::from_millis(100), some).await;
+                        raw::reset(client);
+                    }
+                    _ => {
+                        raw::write(&mut client, &[1; 100_000]).await;
+                    }
+                }
+            }
+        });
+        futures_util::future::join_all(all).await;
+    }
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let now: Vec<_> = path.proxies.iter().map(Proxy::descriptors).collect();
+        if now
+            .iter()
+            .zip(&before)
+            .all(|(now, before)| now <= &(before + 2))
+        {
+            break;
+        }
+        assert!(
+            Instant::now() < end,
+            "files before {before:?}, after {now:?}"
+        );
+        sleep(Duration::from_millis(100)).await;
+    }
+    rests(&path.proxies).await;
+}
+
+/// LK-03: a proxy with nothing to do does nothing.
+async fn rests(proxies: &[Proxy]) {
+    for proxy in proxies {
+        let began = proxy.cpu();
+        sleep(Duration::from_secs(2)).await;
+        let spent = proxy.cpu() - began;
+        assert!(
+            spent <= Duration::from_millis(40),
+            "{spent:?} of 2 s when idle"
+        );
+    }
+}
