@@ -113,3 +113,15 @@ fn a_file_that_is_missing_or_is_no_yaml_is_an_error_with_its_name() {
             .contains("twice")
     );
 }
+
+#[test]
+fn a_large_generated_json_file_is_read() {
+    // More nodes than the YAML reader's budget against bombs allows.
+    let filler = vec![0; 300_000];
+    let all = serde_json::json!({
+        "static_resources": { "clusters": [{ "name": "c", "type": "ORIGINAL_DST" }] },
+        "layered_runtime": { "layers": filler },
+    });
+    let local = load_text(&all.to_string()).expect("good");
+    assert!(local.snapshot.clusters.contains_key("c"));
+}
