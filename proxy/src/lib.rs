@@ -40,6 +40,8 @@ pub mod net;
 pub mod policy;
 pub mod pool;
 pub mod route;
+#[cfg(test)]
+mod sizes;
 pub mod tcp;
 pub mod telemetry;
 pub mod tls;

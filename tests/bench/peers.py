@@ -103,6 +103,7 @@ class Outrigger(Peer):
                 "--ca-file", f"{self.files.certificates}/ca.crt",
                 "--admin-addr", f"127.0.0.1:{ADMIN}", "--telemetry-addr", f"127.0.0.1:{TELEMETRY}",
                 "--health-addr", f"127.0.0.1:{HEALTH}", "--log-level", "error",
+                "--drain-delay", "0s", "--drain-timeout", "1s",
                 "--access-log", "text" if self.observed else "off"]
 
     def start(self, side, kind="plain"):
@@ -115,8 +116,13 @@ class Outrigger(Peer):
             doors = ["--outbound-port", 0, "--inbound-port", 0]
         path = self.write(f"{kind}-{side}.json", json.dumps(config, indent=1))
         more = ["--otlp-endpoint", f"http://{SERVER.ip}:{COLLECTOR}"] if self.observed else []
-        return self.launch(side, [self.binary, "run", "--config", path, *doors, *self.flags(side),
-                                  *more])
+        return self.launch(side, [*self.wrapper(side), self.binary, "run", "--config", path, *doors,
+                                  *self.flags(side), *more])
+
+    @staticmethod
+    def wrapper(_side):
+        """What it runs under."""
+        return []
 
     @staticmethod
     def doors(side):

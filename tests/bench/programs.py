@@ -85,14 +85,19 @@ class Programs:
 
     def build(self, builds):
         """The load always, the proxy and the control plane unless binaries were named."""
-        env = dict(os.environ, CARGO_TARGET_DIR=str(self.target))
         packages = ["outrigger-bench-load"]
         if not builds:
             packages += ["outrigger-proxy", "outrigger-control"]
         elif not (self.target / "release/outrigger-control").exists():
             packages += ["outrigger-control"]
+        self.cargo(*packages)
+
+    def cargo(self, *packages):
+        """Builds release binaries; one at a time, since together, one package's features would
+        change another's build."""
+        env = dict(os.environ, CARGO_TARGET_DIR=str(self.target))
         for package in packages:
-            # One at a time: together, one package's features would change another's build.
+            say(f"building {package}")
             argv = ["cargo", "build", "--release", "--quiet", "-p", package]
             if subprocess.run(argv, cwd=ROOT, env=env).returncode:
                 raise Missing(f"{' '.join(argv)} failed")

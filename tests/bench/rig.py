@@ -130,11 +130,11 @@ class Process:
                 use["pss"] += int(pss[1]) if pss else 0
         return use
 
-    def stop(self):
+    def stop(self, patience=1):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.child.wait(1)
+            self.child.wait(patience)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGKILL)
         self.child.wait()
@@ -201,9 +201,11 @@ def raise_limits():
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def missing_tools():
+def missing_tools(*more):
+    """Names the packages of programs that are not there; `more` are named like their packages."""
     need = {"nsenter": "util-linux", "unshare": "util-linux", "taskset": "util-linux",
-            "chrt": "util-linux", "ip": "iproute2", "openssl": "openssl", "curl": "curl"}
+            "chrt": "util-linux", "ip": "iproute2", "openssl": "openssl", "curl": "curl"} | {
+                name: name for name in more}
     lacking = {package for tool, package in need.items() if not shutil.which(tool, path=TOOLS)}
     if not (shutil.which("nft", path=TOOLS) or shutil.which("iptables", path=TOOLS)):
         lacking.add("nftables")

@@ -9,8 +9,8 @@ import time
 
 import xds
 from layout import (
-    BULK, CLIENT, COLLECTOR, EDGE_CPU, HEALTH, HTTP1, HTTP2, IN_USE, MARK, OTHER, SERVER, STREAM,
-    many_vip)
+    BULK, CLIENT, COLLECTOR, EDGE_CPU, HEALTH, HTTP1, HTTP2, IN_USE, MANY, MARK, OTHER, SERVER,
+    STREAM, many_vip)
 from peers import PODS, SIDES, address
 from programs import say
 from rig import TOOLS, Failed, Process, measured, read, run, running, sh, within
@@ -226,6 +226,8 @@ class Bench:
         """The real control plane knows a thousand services; the pod calls some of them."""
         with mesh(self.files, peer, more) as processes, redirect(self.files, True):
             outbound = processes[0]
+            # Pushed in one piece, it takes a while to arrive.
+            until_200(f"http://{many_vip(MANY - 1 if more else 0)}:80/", CLIENT)
             for n in range(IN_USE):
                 self.warm(f"{many_vip(n)}:80", "http1", False, 200)
             row = self.resting([outbound])
@@ -314,7 +316,7 @@ def redirect(files, on):
     """What the mesh's init container does in both pods; the same rules for every proxy."""
     # The control plane and the collector stand in the server pod, but not in its mesh.
     backend = "nft" if shutil.which("nft", path=TOOLS) else "iptables"
-    init = (f"{files.init} init --proxy-mark {MARK} --ipv6 off --backend {backend}"
+    init = (f"{files.init} init --proxy-mark {MARK} --backend {backend}"
             f" --exclude-inbound-ports {COLLECTOR},15010-15014")
     if on:
         for pod in PODS.values():
@@ -327,15 +329,14 @@ def redirect(files, on):
                 sh(f"{init} --remove", pod)
 
 
-def configured(pod):
-    """Waits until our proxy has what it asked the control plane for at the start."""
-    ask = ["curl", "-s", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}",
-           f"http://127.0.0.1:{HEALTH}/healthz/ready"]
-    for _ in range(300):
-        if run(pod, ask, check=False) == "200":
-            return
+def until_200(url, pod, patience=60):
+    """The proxy has what it needs to serve `url`."""
+    ask = ["curl", "-s", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}", url]
+    end = time.monotonic() + patience
+    while run(pod, ask, check=False) != "200":
+        if time.monotonic() > end:
+            raise Failed(f"{url} is not served in the {pod.name} pod after {patience} s")
         time.sleep(0.1)
-    raise Failed(f"the proxy in the {pod.name} pod is not ready after 30 s")
 
 
 @contextlib.contextmanager
@@ -373,6 +374,6 @@ def mesh(files, peer, more):
             process = Process(side, PODS[side], argv, folder)
             started.callback(process.stop)
             process.ready(*peer.ports(side, "transparent"))
-            configured(PODS[side])
+            until_200(f"http://127.0.0.1:{HEALTH}/healthz/ready", PODS[side])
             proxies.insert(0, process)
         yield proxies

@@ -486,3 +486,18 @@ fn websocket_key(rng: &mut impl rand::Rng) -> HeaderValue {
     key.push(digit(b"AQgw"));
     HeaderValue::try_from(key + "==").unwrap_or_else(|_| HeaderValue::from_static(""))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{serve_http1, serve_http2, serve_stream};
+    use crate::sizes::{check, of_3, of_5};
+
+    #[test]
+    fn connections_and_streams_are_small() {
+        check(&[
+            ("HTTP/1 connection", of_3(serve_http1), 1),
+            ("HTTP/2 connection", of_3(serve_http2), 1),
+            ("HTTP/2 stream", of_5(serve_stream), 1),
+        ]);
+    }
+}

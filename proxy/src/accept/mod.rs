@@ -398,3 +398,18 @@ fn rechoose(world: &World, listener: &Listener, facts: &Facts) -> Option<Arc<Fil
         .or_else(|| snapshot.by_destination.get(&listener.address))?;
     facts.chain(now)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{connection, opaque};
+    use crate::sizes::{check, of_3, of_4};
+
+    #[test]
+    fn connections_are_small() {
+        check(&[
+            // While its kind is not known; HTTP is boxed, so this stays beside it.
+            ("connection", of_4(connection), 1),
+            ("opaque", of_3(opaque::serve), 1),
+        ]);
+    }
+}

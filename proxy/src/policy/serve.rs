@@ -435,3 +435,18 @@ pub(super) const fn grpc_blames_server(status: u32) -> bool {
             | grpc::code::DATA_LOSS
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Job, serve};
+    use crate::sizes::{check, of_2, of_5};
+
+    #[test]
+    fn requests_are_small() {
+        check(&[
+            // Kept in its connection's future, also between requests.
+            ("outside of the box", of_5(serve), 1),
+            ("in the box", of_2(Job::run), 1),
+        ]);
+    }
+}
