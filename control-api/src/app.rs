@@ -17,7 +17,8 @@ use tonic_reflection::server as reflection;
 
 use crate::{
     api::ControlServer,
-    ca::{Authority, CaError, CertificateServer, Tokens},
+    bearer::Bearer,
+    ca::{Authority, CaError, CertificateServer, Origin, Tokens},
     clock::Clock,
     identity::check_trust_domain,
     model::MAX_MANIFEST,
@@ -36,8 +37,16 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// For proxies: configuration and certificates, mutual TLS.
     pub xds_addr: SocketAddr,
-    /// For people and programs that hold the mesh in their hands: plaintext, so loopback.
+    /// For people and programs that hold the mesh in their hands. In clear on the loopback; over
+    /// TLS and with a secret anywhere else.
     pub api_addr: SocketAddr,
+    /// In clear and without a secret wherever it is.
+    pub api_insecure: bool,
+    /// The secret that callers show; absent: `api.token` in the state directory, where one is
+    /// needed.
+    pub api_token_file: Option<PathBuf>,
+    /// An operator's certificate authority; `None`: roots of our own in the state directory.
+    pub ca_files: Option<Origin>,
     /// For Prometheus and probes.
     pub telemetry_addr: SocketAddr,
     /// Whose identities are certified.
@@ -74,6 +83,14 @@ pub enum StartError {
     /// The authority does not start.
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// The secret of the control API cannot be had.
+    #[error("secret of the control API, {path}: {error}")]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        error: std::io::Error,
+    },
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -126,6 +143,7 @@ impl Parts {
         let issuer = CertificateServer::new(
             Arc::clone(&self.authority),
             self.tokens.clone(),
+            Arc::clone(&self.proxies),
             Arc::clone(&self.metrics),
         );
         Routes::default()
@@ -141,10 +159,11 @@ impl Parts {
     }
 
     /// For people and programs.
-    fn api(&self) -> Result<Routes, StartError> {
+    fn api(&self, bearer: Option<Bearer>) -> Result<Routes, StartError> {
         let control = ControlServer::new(
             Arc::clone(&self.store),
             self.tokens.clone(),
+            Arc::clone(&self.authority),
             Arc::clone(&self.proxies),
             self.published.clone(),
         );
@@ -155,6 +174,7 @@ impl Parts {
         };
         let broken = |error: reflection::Error| StartError::Settings(error.to_string());
         Ok(Routes::default()
+            .guarded(bearer, HEALTH)
             .with(
                 control::SERVICE_NAME,
                 control::ControlServiceServer::new(control)
@@ -194,14 +214,11 @@ pub async fn start(settings: Settings, clock: Clock) -> Result<Running, StartErr
     })?;
     let domain = settings.trust_domain.as_str();
     let store = Arc::new(Store::open(&dir.join("store.redb"))?);
-    let ttl = settings.certificate_ttl;
-    let authority = Arc::new(Authority::open(
-        &dir.join("ca"),
-        domain,
-        ttl,
-        clock.clone(),
-    )?);
-    let (acceptor, own) = tls::acceptor(&authority)?;
+    let authority = Arc::new(authority(&settings, clock.clone())?);
+    let acceptors = tls::Acceptor::pair(&authority)?;
+    let [for_proxies, for_people] = acceptors.clone();
+    let secured = !settings.api_insecure && !settings.api_addr.ip().is_loopback();
+    let bearer = secret(&settings, secured)?;
     let world = World::new(store.objects(), domain);
     let (publisher, published) = watch::channel(Arc::new(Published::new(world)));
     let parts = Parts {
@@ -216,13 +233,13 @@ pub async fn start(settings: Settings, clock: Clock) -> Result<Running, StartErr
     };
     let xds = Port {
         listener: listen(settings.xds_addr).await?,
-        tls: Some(acceptor),
+        tls: Some(for_proxies),
         routes: parts.xds(),
     };
     let api = Port {
         listener: listen(settings.api_addr).await?,
-        tls: None,
-        routes: parts.api()?,
+        tls: secured.then_some(for_people),
+        routes: parts.api(bearer)?,
     };
     let telemetry = listen(settings.telemetry_addr).await?;
     let running = Running {
@@ -240,9 +257,11 @@ pub async fn start(settings: Settings, clock: Clock) -> Result<Running, StartErr
         stop.clone(),
     );
     tasks.spawn(publish);
-    let fresh = stop.clone().run_until_cancelled_owned(own.keep_fresh());
+    let authority = Arc::clone(&parts.authority);
+    let upkeep = async move { tokio::join!(authority.keep(), tls::keep_fresh(acceptors)) };
+    let upkeep = stop.clone().run_until_cancelled_owned(upkeep);
     tasks.spawn(async move {
-        fresh.await;
+        upkeep.await;
     });
     tasks.spawn(xds.serve(stop.clone()));
     tasks.spawn(api.serve(stop.clone()));
@@ -254,6 +273,30 @@ pub async fn start(settings: Settings, clock: Clock) -> Result<Running, StartErr
         stop.clone(),
     ));
     Ok(running)
+}
+
+/// The operator's authority, or our own.
+fn authority(settings: &Settings, clock: Clock) -> Result<Authority, CaError> {
+    let own = || Origin::Own(settings.state_dir.join("ca"));
+    let origin = settings.ca_files.clone().unwrap_or_else(own);
+    let (domain, ttl) = (&settings.trust_domain, settings.certificate_ttl);
+    Authority::open(origin, domain, ttl, clock)
+}
+
+/// What callers of the control API have to show.
+fn secret(settings: &Settings, secured: bool) -> Result<Option<Bearer>, StartError> {
+    let fail = |path: &std::path::Path| {
+        let path = path.to_owned();
+        move |error| StartError::Secret { path, error }
+    };
+    if let Some(path) = &settings.api_token_file {
+        return Bearer::read(path).map(Some).map_err(fail(path));
+    }
+    if !secured {
+        return Ok(None);
+    }
+    let path = settings.state_dir.join("api.token");
+    Bearer::read_or_make(&path).map(Some).map_err(fail(&path))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {

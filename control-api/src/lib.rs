@@ -22,12 +22,13 @@
 //! # What is trusted
 //!
 //! The port for proxies asks for mutual TLS for everything but a first certificate, which needs a
-//! token. The control API is in clear and has no users: whoever reaches it holds the mesh, so it
-//! listens on loopback unless told otherwise. The key of the root lies in the state directory,
-//! readable by its owner only.
+//! token. The control API has no users: whoever may call it holds the mesh. On the loopback it is in
+//! clear; anywhere else it is served over TLS and wants one secret ([`bearer`]), unless it is told
+//! to be insecure. The key of the root lies in the state directory, readable by its owner only.
 
 pub mod api;
 pub mod app;
+pub mod bearer;
 pub mod ca;
 pub mod cli;
 pub mod clock;

@@ -17,7 +17,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body};
 use tower_service::Service;
 
-use crate::tls::{self, Peer};
+use crate::{
+    bearer::Bearer,
+    tls::{self, Acceptor, Peer},
+};
 
 /// Connections at once; one control plane serves a few thousand proxies (design, numbers).
 const MAX_CONNECTIONS: usize = 20_000;
@@ -38,11 +41,16 @@ type Handler = dyn Fn(Request<Incoming>) -> BoxFuture<'static, Response<Body>> +
 
 /// gRPC services by name.
 #[derive(Clone, Default)]
-pub struct Routes(BTreeMap<&'static str, Arc<Handler>>);
+pub struct Routes {
+    handlers: BTreeMap<&'static str, Arc<Handler>>,
+    /// What callers have to show, except for those of `open`.
+    bearer: Option<Bearer>,
+    open: Option<&'static str>,
+}
 
 impl std::fmt::Debug for Routes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.handlers.keys()).finish()
     }
 }
 
@@ -68,13 +76,27 @@ impl Routes {
                 }
             })
         };
-        self.0.insert(name, Arc::new(handler));
+        self.handlers.insert(name, Arc::new(handler));
+        self
+    }
+
+    /// Only for callers that show `bearer`, if there is one; but `open` is for everybody.
+    #[must_use]
+    pub fn guarded(mut self, bearer: Option<Bearer>, open: &'static str) -> Self {
+        self.bearer = bearer;
+        self.open = Some(open);
         self
     }
 
     fn call(&self, request: Request<Incoming>) -> BoxFuture<'static, Response<Body>> {
         let name = request.uri().path().split('/').nth(1).unwrap_or_default();
-        match self.0.get(name) {
+        if let Some(bearer) = &self.bearer
+            && self.open != Some(name)
+            && let Err(status) = bearer.check(request.headers())
+        {
+            return Box::pin(std::future::ready(status.into_http()));
+        }
+        match self.handlers.get(name) {
             Some(handler) => handler(request),
             None => {
                 let status = Status::unimplemented(format!("no service {name:?} here"));
@@ -89,7 +111,7 @@ pub struct Port {
     /// Where connections come in.
     pub listener: TcpListener,
     /// `None` is plaintext.
-    pub tls: Option<TlsAcceptor>,
+    pub tls: Option<Arc<Acceptor>>,
     /// What is served.
     pub routes: Routes,
 }
@@ -121,7 +143,8 @@ impl Port {
             };
             match (permit, accepted) {
                 (Ok(permit), Ok((stream, address))) => {
-                    let (tls, routes) = (self.tls.clone(), self.routes.clone());
+                    let tls = self.tls.as_ref().map(|tls| tls.now());
+                    let routes = self.routes.clone();
                     let (stop, handshakes) = (stop.clone(), Arc::clone(&handshakes));
                     tasks.spawn(async move {
                         let one = Accepted {
@@ -168,6 +191,7 @@ impl Accepted {
             let peer = Peer {
                 address,
                 identity: None,
+                certificate_until: None,
             };
             return Box::pin(http(self.stream, peer, routes, stop)).await;
         };

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
-    ca::{Authority, CaError},
+    ca::{self, Authority, CaError},
     identity::Identity,
 };
 
@@ -26,6 +26,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Proven by a certificate; `None` when it showed none.
     pub identity: Option<Identity>,
+    /// End of that certificate, in seconds since 1970.
+    pub certificate_until: Option<u64>,
 }
 
 /// Namespace of the control plane.
@@ -67,35 +69,15 @@ impl OwnCertificate {
     ) -> Result<(Arc<CertifiedKey>, u64), TlsError> {
         let (issued, key) = authority.self_issue(identity)?;
         let provider = rustls::crypto::aws_lc_rs::default_provider();
-        let key = CertifiedKey::from_der(vec![issued.der], key, &provider)?;
+        let key = CertifiedKey::from_der(issued.chain, key, &provider)?;
         Ok((Arc::new(key), issued.not_after))
     }
 
-    /// Renews at two thirds of the certificate's life, for as long as it runs.
-    pub async fn keep_fresh(self: Arc<Self>) {
-        let clock = self.authority.clock().clone();
-        let mut issued = clock.unix();
-        loop {
-            let not_after = self.current.load().1;
-            let due = issued + not_after.saturating_sub(issued) * 2 / 3;
-            let now = clock.unix();
-            if now < due {
-                let wait = Duration::from_secs(due - now);
-                tokio::time::sleep(wait.min(CHECK_EVERY)).await;
-                continue;
-            }
-            match Self::issue(&self.authority, &self.identity) {
-                Ok(fresh) => {
-                    issued = now;
-                    self.current.store(Arc::new(fresh));
-                    tracing::info!(identity = %self.identity, "own certificate renewed");
-                }
-                Err(error) => {
-                    tracing::error!(%error, "own certificate not renewed");
-                    tokio::time::sleep(CHECK_EVERY).await;
-                }
-            }
-        }
+    fn renew(&self) -> Result<(), TlsError> {
+        let fresh = Self::issue(&self.authority, &self.identity)?;
+        self.current.store(Arc::new(fresh));
+        tracing::info!(identity = %self.identity, "own certificate renewed");
+        Ok(())
     }
 }
 
@@ -105,34 +87,111 @@ impl ResolvesServerCert for OwnCertificate {
     }
 }
 
-/// Accepts TLS 1.3 with ALPN `h2`; client certificates are optional, and must be of our roots.
-///
-/// # Errors
-/// When the authority gives us no certificate, or its root is of no use.
-pub fn acceptor(
-    authority: &Arc<Authority>,
-) -> Result<(TlsAcceptor, Arc<OwnCertificate>), TlsError> {
-    let identity =
-        Identity::new(authority.trust_domain(), NAMESPACE, ACCOUNT).map_err(TlsError::Identity)?;
-    let first = OwnCertificate::issue(authority, &identity)?;
-    let own = Arc::new(OwnCertificate {
-        authority: Arc::clone(authority),
-        identity,
-        current: ArcSwap::from_pointee(first),
-    });
+/// Accepts TLS 1.3 with ALPN `h2`, by our own certificate and the roots of the moment.
+#[derive(Debug)]
+pub struct Acceptor {
+    own: Arc<OwnCertificate>,
+    /// Whether clients are asked for a certificate; it is optional, and must be of our roots.
+    ask_clients: bool,
+    config: ArcSwap<ServerConfig>,
+}
+
+impl Acceptor {
+    /// One that asks clients for certificates, and one that does not.
+    ///
+    /// # Errors
+    /// When the authority gives us no certificate, or its roots are of no use.
+    pub fn pair(authority: &Arc<Authority>) -> Result<[Arc<Self>; 2], TlsError> {
+        let domain = authority.trust_domain();
+        let identity = Identity::new(domain, NAMESPACE, ACCOUNT).map_err(TlsError::Identity)?;
+        let first = OwnCertificate::issue(authority, &identity)?;
+        let own = Arc::new(OwnCertificate {
+            authority: Arc::clone(authority),
+            identity,
+            current: ArcSwap::from_pointee(first),
+        });
+        let build = |ask_clients| -> Result<Arc<Self>, TlsError> {
+            Ok(Arc::new(Self {
+                config: ArcSwap::new(config(&own, ask_clients)?),
+                own: Arc::clone(&own),
+                ask_clients,
+            }))
+        };
+        Ok([build(true)?, build(false)?])
+    }
+
+    /// For the next connection.
+    #[must_use]
+    pub fn now(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.config.load_full())
+    }
+
+    fn refresh(&self) -> Result<(), TlsError> {
+        self.config.store(config(&self.own, self.ask_clients)?);
+        Ok(())
+    }
+}
+
+/// Renews our certificate at two thirds of its life, and follows the roots, for as long as it runs.
+/// Connections that are there stay.
+pub async fn keep_fresh(pair: [Arc<Acceptor>; 2]) {
+    let [first, _] = &pair;
+    let own = Arc::clone(&first.own);
+    let clock = own.authority.clock().clone();
+    let mut bundles = own.authority.watch();
+    let (mut issued, mut overdue) = (clock.unix(), false);
+    loop {
+        let not_after = own.current.load().1;
+        let due = issued + not_after.saturating_sub(issued) * 2 / 3;
+        let left = Duration::from_secs(due.saturating_sub(clock.unix()));
+        let wait = if overdue {
+            CHECK_EVERY
+        } else {
+            left.min(CHECK_EVERY)
+        };
+        // The wall clock decides: a timer would sleep with the machine (TL-03).
+        let changed = tokio::select! {
+            () = tokio::time::sleep(wait) => false,
+            changed = bundles.changed() => match changed {
+                Ok(()) => true,
+                Err(_) => return,
+            },
+        };
+        if !changed && !overdue && clock.unix() < due {
+            continue;
+        }
+        let renewed = own
+            .renew()
+            .and_then(|()| pair.iter().try_for_each(|a| a.refresh()));
+        match renewed {
+            Ok(()) => (issued, overdue) = (clock.unix(), false),
+            Err(error) => {
+                tracing::error!(%error, "own certificate not renewed");
+                overdue = true;
+            }
+        }
+    }
+}
+
+fn config(own: &Arc<OwnCertificate>, ask_clients: bool) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut roots = RootCertStore::empty();
-    roots.add(authority.root().clone())?;
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&TLS13])?;
+    let builder = if ask_clients {
+        let mut roots = RootCertStore::empty();
+        for root in &own.authority.bundle().roots {
+            roots.add(root.der.clone())?;
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .allow_unauthenticated()
             .build()?;
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::clone(&own) as Arc<dyn ResolvesServerCert>);
+        builder.with_client_cert_verifier(verifier)
+    } else {
+        builder.with_no_client_auth()
+    };
+    let mut config = builder.with_cert_resolver(Arc::clone(own) as Arc<dyn ResolvesServerCert>);
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok((TlsAcceptor::from(Arc::new(config)), own))
+    Ok(Arc::new(config))
 }
 
 /// Who the other end of `stream` is.
@@ -141,20 +200,34 @@ pub fn acceptor(
 /// When it showed a certificate that does not name exactly one SPIFFE ID of ours (TL-09).
 pub fn peer_of(stream: &TlsStream<TcpStream>, address: SocketAddr) -> Result<Peer, String> {
     let certificates = stream.get_ref().1.peer_certificates();
-    let identity = match certificates.and_then(|chain| chain.first()) {
-        Some(leaf) => Some(identity_of(leaf)?),
-        None => None,
-    };
-    Ok(Peer { address, identity })
+    let leaf = certificates.and_then(|chain| chain.first());
+    Ok(Peer {
+        address,
+        identity: leaf.map(identity_of).transpose()?,
+        certificate_until: leaf.and_then(ca::validity_of).map(|(_, until)| until),
+    })
+}
+
+/// That a certificate, verified otherwise, is the control plane's.
+///
+/// # Errors
+/// Whose it is instead.
+pub(crate) fn is_control_plane(leaf: &CertificateDer<'_>) -> Result<(), String> {
+    let identity = identity_of(leaf)?;
+    if identity.namespace == NAMESPACE && identity.service_account == ACCOUNT {
+        Ok(())
+    } else {
+        Err(format!("{identity} is not the control plane"))
+    }
 }
 
 fn identity_of(leaf: &CertificateDer<'_>) -> Result<Identity, String> {
-    let cert = webpki::EndEntityCert::try_from(leaf)
-        .map_err(|error| format!("client certificate: {error}"))?;
+    let cert =
+        webpki::EndEntityCert::try_from(leaf).map_err(|error| format!("certificate: {error}"))?;
     let mut uris = cert.valid_uri_names();
-    let first = uris.next().ok_or("client certificate names no URI")?;
+    let first = uris.next().ok_or("the certificate names no URI")?;
     if uris.next().is_some() {
-        return Err("client certificate names more than one URI".into());
+        return Err("the certificate names more than one URI".into());
     }
     Identity::parse(first)
 }

@@ -13,7 +13,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     config::{Invalid, SpiffeId, TrustDomain, units::Fraction},
     init::{CheckArgs, InitArgs},
-    telemetry::{access_log::Format, spans::Endpoint},
+    telemetry::{
+        access_log::{Format, Scope},
+        spans::Endpoint,
+    },
 };
 
 /// Outrigger's sidecar proxy.
@@ -70,6 +73,15 @@ impl AccessLogFormat {
             Self::Json => Some(Format::Json),
         }
     }
+}
+
+/// What has a line in the access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccessLogScope {
+    /// Every request and connection.
+    All,
+    /// Those for which the configuration asks.
+    Configured,
 }
 
 /// Settings of `outrigger-proxy run`.
@@ -176,6 +188,10 @@ pub struct RunArgs {
     /// Access log on standard output
     #[arg(long, env = "OUTRIGGER_ACCESS_LOG", value_enum, default_value = "text")]
     pub access_log: AccessLogFormat,
+    /// What has a line in the access log [default: configured with --control-plane, where policies
+    /// decide, and all without]
+    #[arg(long, env = "OUTRIGGER_ACCESS_LOG_SCOPE", value_enum)]
+    pub access_log_scope: Option<AccessLogScope>,
     /// How long connections may go on after SIGTERM
     #[arg(long, env = "OUTRIGGER_DRAIN_TIMEOUT", value_parser = duration, default_value = "30s")]
     pub drain_timeout: Duration,
@@ -246,6 +262,17 @@ impl RunArgs {
     pub fn spiffe_id(&self) -> Result<SpiffeId, Invalid> {
         let domain = TrustDomain::parse(&self.trust_domain)?;
         SpiffeId::of(&domain, &self.namespace, &self.service_account)
+    }
+
+    /// What has a line in the access log.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        match self.access_log_scope {
+            Some(AccessLogScope::All) => Scope::All,
+            Some(AccessLogScope::Configured) => Scope::Configured,
+            None if self.control_plane.is_empty() => Scope::All,
+            None => Scope::Configured,
+        }
     }
 
     /// The node's name at the control plane, in the four-part form that Istio's tools know.

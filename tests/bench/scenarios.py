@@ -355,7 +355,7 @@ def mesh(files, peer, more):
         start("control", SERVER, [files.control, "run", "--state-dir", state, "--trust-domain",
                                   "bench.local", "--xds-addr", f"{at}:15012", "--api-addr",
                                   f"{at}:15010", "--telemetry-addr", f"{at}:15014",
-                                  "--log-level", "warn"], EDGE_CPU, 15010, 15012)
+                                  "--api-insecure", "--log-level", "warn"], EDGE_CPU, 15010, 15012)
         cli = f"{files.cli} --server {at}:15010"
         with open(f"{folder}/services.yaml", "w") as file:
             file.write(xds.manifest())

@@ -7,6 +7,7 @@ mod outages;
 mod policies;
 mod programs;
 mod redirect;
+mod roots;
 mod spine;
 mod storms;
 mod support;

@@ -116,3 +116,29 @@ mesh_test!(
         });
     }
 );
+
+mesh_test!(connections_to_a_withdrawn_endpoint_are_closed, mesh, {
+    let (client, servers) = rig(mesh, 2, &[]);
+    let [stays, goes] = servers.as_slice() else {
+        panic!("two servers")
+    };
+    let open = |pod: &Pod, to: &Pod| {
+        let (_, out, _) = pod.sh(&format!("ss -Htn state established dst {}", to.ip));
+        out.lines().count()
+    };
+    // Both have a connection that waits for more.
+    until("connections to both", PATIENCE, || {
+        let (code, ..) = client.sh(&format!("curl -sf -m 2 http://{VIP}/"));
+        assert_eq!(code, Some(0));
+        (open(&client, stays) > 0 && open(&client, goes) > 0).then_some(())
+    });
+    let ports = "[{port: 80, targetPort: 8080, appProtocol: http}]";
+    apply(mesh, &service("web", VIP, ports, &[stays.ip]));
+    // Every five seconds the pool is looked through.
+    until(
+        "the connection to be closed",
+        Duration::from_secs(8),
+        || (open(&client, goes) == 0).then_some(()),
+    );
+    assert!(open(&client, stays) > 0, "the other one is kept");
+});

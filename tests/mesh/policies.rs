@@ -108,3 +108,55 @@ mesh_test!(an_invalid_policy_changes_nothing_and_says_why, mesh, {
     );
     assert_eq!(get(&client, VIP), "200");
 });
+
+mesh_test!(a_rate_limit_of_a_route_holds_for_each_caller, mesh, {
+    let (client, _server) = pair(mesh);
+    let other = mesh.pod("other");
+    sidecar(mesh, &other, "other", &[]);
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
+                 metadata: {name: web, namespace: shop}\n\
+                 spec: {parentRefs: [{name: web}], rules: [\
+                 {matches: [{path: {value: /slow}}, {path: {value: /also}}], \
+                  backendRefs: [{name: web, port: 80}]}]}\n---\n\
+                 apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
+                 metadata: {name: rest, namespace: shop}\n\
+                 spec: {parentRefs: [{name: web}], rules: [{backendRefs: [{name: web, port: 80}]}]}\n";
+    apply(mesh, route);
+    let limit = "{targetRefs: [{kind: HTTPRoute, name: web}], requests: 2, per: 1h}";
+    apply(mesh, &object("RateLimit", "test", limit));
+    let at = |pod: &Pod, path: &str| {
+        let line = format!("curl -s -m 3 -o /dev/null -w '%{{http_code}}' http://{VIP}{path}");
+        pod.sh(&line).1
+    };
+    until("the limit", PATIENCE, || {
+        let both = at(&client, "/slow") == "429" && at(&client, "/also") == "429";
+        both.then_some(())
+    });
+    assert_eq!(at(&client, "/"), "200", "another route");
+    // One bucket for all matches of the route, and one in each proxy.
+    let answers = ["/slow", "/also", "/slow"].map(|path| at(&other, path));
+    assert_eq!(answers, ["200", "200", "429"]);
+});
+
+mesh_test!(the_access_log_follows_telemetry_policies, mesh, {
+    let (client, _server) = pair(mesh);
+    let lines = |mesh: &Mesh, path: &str| {
+        ["client-proxy", "server-proxy"].map(|log| mesh.log(log).matches(path).count())
+    };
+    let ask = |path: &str| {
+        let (code, ..) = client.sh(&format!("curl -sf -m 3 http://{VIP}{path}"));
+        assert_eq!(code, Some(0));
+    };
+    ask("/first");
+    until("a line at both ends", PATIENCE, || {
+        (lines(mesh, "/first") == [1, 1]).then_some(())
+    });
+    apply(mesh, &object("Telemetry", "test", "{accessLog: false}"));
+    until("silence", PATIENCE, || {
+        let path = format!("/quiet-{}", std::process::id());
+        let before = lines(mesh, &path);
+        ask(&path);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        (lines(mesh, &path) == before).then_some(())
+    });
+});

@@ -19,6 +19,7 @@ pub fn control_plane(mesh: &mut Mesh) {
         .arg("--state-dir")
         .arg(mesh.dir.join("control"));
     control.args(["--xds-addr", &format!("{NODE}:15012")]);
+    // Not on the loopback, so over TLS and with a token.
     control.args(["--api-addr", &format!("{NODE}:15010")]);
     control.args(["--telemetry-addr", &format!("{NODE}:15014")]);
     mesh.spawn("control", control);
@@ -32,6 +33,8 @@ pub fn control_plane(mesh: &mut Mesh) {
 pub fn cli(mesh: &Mesh, args: &[&str]) -> (bool, String, String) {
     let output = Command::new(bin("outrigger"))
         .args(["--server", &format!("{NODE}:15010")])
+        .args(["--ca", "control/ca/root.pem"])
+        .args(["--token-file", "control/api.token"])
         .args(args)
         .current_dir(&mesh.dir)
         .output()

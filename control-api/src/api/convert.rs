@@ -6,6 +6,7 @@ use outrigger_proto::outrigger::control::v1::{self as pb, outcome};
 use tonic::Status;
 
 use crate::{
+    ca::{Bundle, CaError, KnownToken, RootState, TokenError},
     clock,
     model::{Invalid, Key, Kind, Object},
     store::{Applied, Change, StoreError},
@@ -35,11 +36,8 @@ pub(super) fn kind(name: &str) -> Result<Option<Kind>, Status> {
     if name.is_empty() {
         return Ok(None);
     }
-    let known = || {
-        let all: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
-        Status::invalid_argument(format!("kind {name:?} is not one of {}", all.join(", ")))
-    };
-    Kind::parse(name).map(Some).ok_or_else(known)
+    let unknown = || Status::invalid_argument(format!("kind {}", Kind::unknown(name)));
+    Kind::parse(name).map(Some).ok_or_else(unknown)
 }
 
 pub(super) fn key_message(key: &Key) -> pb::ObjectKey {
@@ -121,5 +119,61 @@ pub(super) fn proxy(entry: &ProxyEntry) -> pb::Proxy {
         acked_revision: entry.settled,
         rejections: rejections.collect(),
         subscriptions: u32::try_from(entry.held.len()).unwrap_or(u32::MAX),
+        certificate_expires: entry.certificate_until.map(clock::timestamp),
+    }
+}
+
+pub(super) fn join_token(known: KnownToken) -> pb::JoinToken {
+    pb::JoinToken {
+        id: known.id,
+        namespace: known.grant.namespace,
+        service_account: known.grant.service_account,
+        spiffe_id: known.identity.to_string(),
+        expires: Some(clock::timestamp(known.grant.expires)),
+    }
+}
+
+pub(super) fn token_error(error: &TokenError) -> Status {
+    match error {
+        TokenError::Identity(_) | TokenError::ShortId(_) | TokenError::ManyIds(_) => {
+            Status::invalid_argument(error.to_string())
+        }
+        TokenError::NoSuchId(_) => Status::not_found(error.to_string()),
+        TokenError::Random
+        | TokenError::Store(_)
+        | TokenError::Unknown
+        | TokenError::Expired(_) => Status::internal(error.to_string()),
+    }
+}
+
+pub(super) fn roots(bundle: &Bundle) -> Vec<pb::Root> {
+    let state = |state| match state {
+        RootState::Active => pb::root::State::Active,
+        RootState::Next => pb::root::State::Next,
+        RootState::Retiring => pb::root::State::Retiring,
+    };
+    let roots = bundle.roots.iter();
+    roots
+        .map(|root| pb::Root {
+            fingerprint: root.fingerprint(),
+            state: state(root.state).into(),
+            subject: root.subject(),
+            not_before: Some(clock::timestamp(root.validity.0)),
+            not_after: Some(clock::timestamp(root.validity.1)),
+            until: root.until.map(clock::timestamp),
+            pem: root.pem.clone(),
+        })
+        .collect()
+}
+
+pub(super) fn ca_error(error: &CaError) -> Status {
+    match error {
+        CaError::Rotating { .. } | CaError::NotOurs => {
+            Status::failed_precondition(error.to_string())
+        }
+        _ => {
+            tracing::error!(%error, "certificate authority failed");
+            Status::internal(error.to_string())
+        }
     }
 }

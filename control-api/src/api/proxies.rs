@@ -68,3 +68,21 @@ pub(super) fn dump(entry: &ProxyEntry, published: &Published) -> Value {
     }
     Value::Object(types)
 }
+
+/// Why there is no such proxy, with those that there are.
+pub(super) fn unknown(wanted: &str, all: &[ProxyEntry]) -> String {
+    /// Names that fit on a screen.
+    const SHOWN: usize = 10;
+    let mut names: Vec<_> = all.iter().map(|entry| entry.node.name()).collect();
+    names.sort();
+    names.dedup();
+    let more = if names.len() > SHOWN { ", ..." } else { "" };
+    names.truncate(SHOWN);
+    match names.as_slice() {
+        [] => format!("no proxy {wanted:?}: none is connected"),
+        names => format!(
+            "no proxy {wanted:?} is connected; there are {}{more}",
+            names.join(", ")
+        ),
+    }
+}

@@ -16,7 +16,7 @@ use super::{
     proxies,
 };
 use crate::{
-    ca::{DEFAULT_TTL, TokenError, Tokens},
+    ca::{Authority, DEFAULT_TTL, TokenError, Tokens},
     clock,
     model::{DEFAULT_NAMESPACE, Objects, parse_manifest},
     store::{Applied, Store, StoreError},
@@ -33,22 +33,25 @@ const WATCH_QUEUE: usize = 4;
 pub struct ControlServer {
     store: Arc<Store>,
     tokens: Tokens,
+    authority: Arc<Authority>,
     proxies: Arc<Proxies>,
     published: watch::Receiver<Arc<Published>>,
 }
 
 impl ControlServer {
-    /// Over this store, these tokens and these proxies.
+    /// Over this store, these tokens, this authority and these proxies.
     #[must_use]
     pub const fn new(
         store: Arc<Store>,
         tokens: Tokens,
+        authority: Arc<Authority>,
         proxies: Arc<Proxies>,
         published: watch::Receiver<Arc<Published>>,
     ) -> Self {
         Self {
             store,
             tokens,
+            authority,
             proxies,
             published,
         }
@@ -64,6 +67,17 @@ impl ControlServer {
             .await
             .map_err(|error| Status::internal(error.to_string()))?
             .map_err(convert::store_error)
+    }
+
+    /// Work on tokens, which also waits for the disk.
+    async fn tokens<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, TokenError> + Send + 'static,
+    ) -> Result<T, Status> {
+        spawn_blocking(work)
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?
+            .map_err(|error| convert::token_error(&error))
     }
 }
 
@@ -218,18 +232,67 @@ impl ControlService for ControlServer {
         let ttl = convert::duration("ttl", request.ttl, DEFAULT_TTL)?;
         let tokens = self.tokens.clone();
         let (namespace, account) = (request.namespace, request.service_account);
-        let created = spawn_blocking(move || tokens.create(&namespace, &account, ttl))
-            .await
-            .map_err(|error| Status::internal(error.to_string()))?;
-        let (token, identity, expires) = created.map_err(|error| match error {
-            TokenError::Identity(why) => Status::invalid_argument(why),
-            other => Status::internal(other.to_string()),
-        })?;
+        let created = self
+            .tokens(move || tokens.create(&namespace, &account, ttl))
+            .await?;
         Ok(Response::new(pb::CreateTokenResponse {
-            token,
-            spiffe_id: identity.to_string(),
-            expires: Some(clock::timestamp(expires)),
+            token: created.token,
+            spiffe_id: created.identity.to_string(),
+            expires: Some(clock::timestamp(created.expires)),
+            id: created.id,
         }))
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<pb::ListTokensRequest>,
+    ) -> Result<Response<pb::ListTokensResponse>, Status> {
+        let namespace = request.into_inner().namespace;
+        let tokens = self.tokens.clone();
+        let known = self.tokens(move || tokens.list(&namespace)).await?;
+        Ok(Response::new(pb::ListTokensResponse {
+            tokens: known.into_iter().map(convert::join_token).collect(),
+        }))
+    }
+
+    async fn revoke_tokens(
+        &self,
+        request: Request<pb::RevokeTokensRequest>,
+    ) -> Result<Response<pb::RevokeTokensResponse>, Status> {
+        let ids = request.into_inner().ids;
+        let tokens = self.tokens.clone();
+        let revoked = self.tokens(move || tokens.revoke(&ids)).await?;
+        for token in &revoked {
+            tracing::info!(id = token.id, identity = %token.identity, "join token revoked");
+        }
+        Ok(Response::new(pb::RevokeTokensResponse {
+            revoked: revoked.into_iter().map(convert::join_token).collect(),
+        }))
+    }
+
+    async fn list_roots(
+        &self,
+        _: Request<pb::ListRootsRequest>,
+    ) -> Result<Response<pb::ListRootsResponse>, Status> {
+        let roots = convert::roots(&self.authority.bundle());
+        Ok(Response::new(pb::ListRootsResponse { roots }))
+    }
+
+    async fn rotate_root(
+        &self,
+        request: Request<pb::RotateRootRequest>,
+    ) -> Result<Response<pb::RotateRootResponse>, Status> {
+        let overlap = match request.into_inner().overlap {
+            None => None,
+            given => Some(convert::duration("overlap", given, Duration::ZERO)?),
+        };
+        let authority = Arc::clone(&self.authority);
+        spawn_blocking(move || authority.rotate(overlap))
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?
+            .map_err(|error| convert::ca_error(&error))?;
+        let roots = convert::roots(&self.authority.bundle());
+        Ok(Response::new(pb::RotateRootResponse { roots }))
     }
 
     async fn proxy_status(
@@ -260,7 +323,7 @@ impl ControlService for ControlServer {
         let found = all
             .iter()
             .find(|p| p.node.id == wanted || p.node.name() == wanted);
-        let found = found.ok_or_else(|| Status::not_found(format!("no proxy {wanted:?}")))?;
+        let found = found.ok_or_else(|| Status::not_found(proxies::unknown(&wanted, &all)))?;
         let published = Arc::clone(&self.published.borrow());
         let json = proxies::dump(found, &published).to_string();
         Ok(Response::new(pb::ConfigDumpResponse { json }))

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
-use outrigger_control::{app, clock::Clock, duration};
+use outrigger_control::{app, ca::Origin, clock::Clock, duration};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -29,9 +29,17 @@ struct Run {
     /// Configuration and certificates for proxies, over mutual TLS.
     #[arg(long, env = "OUTRIGGER_XDS_ADDR", default_value = "0.0.0.0:15012")]
     xds_addr: SocketAddr,
-    /// The control API, in clear.
+    /// The control API. On the loopback it is in clear; anywhere else it is over TLS, and callers
+    /// show the token that is in `api.token` of the state directory.
     #[arg(long, env = "OUTRIGGER_API_ADDR", default_value = "127.0.0.1:15010")]
     api_addr: SocketAddr,
+    /// Serve the control API in clear and to everybody even where it is not on the loopback:
+    /// whoever reaches it holds the mesh.
+    #[arg(long, env = "OUTRIGGER_API_INSECURE")]
+    api_insecure: bool,
+    /// File with the token that callers of the control API have to show, 16 characters or more.
+    #[arg(long, env = "OUTRIGGER_API_TOKEN_FILE")]
+    api_token_file: Option<PathBuf>,
     /// Metrics and health.
     #[arg(
         long,
@@ -49,6 +57,17 @@ struct Run {
     /// Life of a workload's certificate.
     #[arg(long, env = "OUTRIGGER_CERTIFICATE_TTL", default_value = "24h", value_parser = ttl)]
     certificate_ttl: Duration,
+    /// PEM file with a certificate authority to sign with, and what is between it and its root,
+    /// instead of roots of our own. Read again when it changes.
+    #[arg(long, env = "OUTRIGGER_CA_CERT", requires = "ca_key")]
+    ca_cert: Option<PathBuf>,
+    /// PEM file with the key of --ca-cert, PKCS#8.
+    #[arg(long, env = "OUTRIGGER_CA_KEY", requires = "ca_cert")]
+    ca_key: Option<PathBuf>,
+    /// PEM file with the roots that the mesh trusts, if --ca-cert does not end in the root: old and
+    /// new ones together while they are rotated.
+    #[arg(long, env = "OUTRIGGER_CA_ROOTS", requires = "ca_cert")]
+    ca_roots: Option<PathBuf>,
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter like `outrigger_control=debug`.
     #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -80,7 +99,18 @@ fn main() -> anyhow::Result<()> {
 async fn serve(run: Run) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let ca_files = run
+        .ca_cert
+        .zip(run.ca_key)
+        .map(|(cert, key)| Origin::Files {
+            cert,
+            key,
+            roots: run.ca_roots,
+        });
     let settings = app::Settings {
+        api_insecure: run.api_insecure,
+        api_token_file: run.api_token_file,
+        ca_files,
         state_dir: run.state_dir,
         xds_addr: run.xds_addr,
         api_addr: run.api_addr,

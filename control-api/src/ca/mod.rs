@@ -1,5 +1,6 @@
-//! The certificate authority: a root that lives in the state directory, and the leaves it signs.
+//! The certificate authority: what signs, what is trusted, and the leaves that are signed.
 
+mod roots;
 mod service;
 mod token;
 
@@ -8,27 +9,32 @@ use std::{
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::rand as random;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::sync::watch;
 
+use roots::{Keeper, Signer, State};
+
+pub use roots::{Bundle, Origin, Root, RootState};
 pub use service::CertificateServer;
-pub use token::{DEFAULT_TTL, MAX_TTL, TokenError, Tokens};
+pub use token::{CreatedToken, DEFAULT_TTL, KnownToken, MAX_TTL, TokenError, Tokens};
 
 use crate::{clock::Clock, identity::Identity};
 
 /// Peers whose clock is behind, by up to a minute and a half as found in the field, must not find a
 /// certificate that is not valid yet (TL-03).
 const BACKDATE: Duration = Duration::from_secs(120);
-/// Life of the root: ten years.
-const ROOT_LIFE: Duration = Duration::from_secs(3_650 * 24 * 3_600);
+/// How often files and the stages of a rotation are looked at.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// A certificate that lives shorter would be renewed all the time.
 pub const MIN_TTL: Duration = Duration::from_secs(5);
 /// The end of the year 9999, the last that X.509 can say (RFC 5280 §4.1.2.5).
@@ -68,6 +74,15 @@ pub enum CaError {
         /// What our clock says.
         now: u64,
     },
+    /// One rotation at a time.
+    #[error("the root is being rotated already, until {until} (seconds since 1970)")]
+    Rotating {
+        /// When that ends.
+        until: u64,
+    },
+    /// An operator's roots are the operator's to rotate.
+    #[error("the certificate authority is kept in files: put the new root into them")]
+    NotOurs,
     /// The request to sign is not one.
     #[error("certificate request: {0}")]
     Request(String),
@@ -79,98 +94,145 @@ pub enum CaError {
 /// A leaf and the way it is shown.
 #[derive(Debug)]
 pub struct Issued {
-    /// The leaf in PEM.
+    /// The leaf, then what is between it and a root, in PEM.
     pub chain_pem: String,
-    /// The leaf in DER.
-    pub der: CertificateDer<'static>,
+    /// The same in DER.
+    pub chain: Vec<CertificateDer<'static>>,
     /// Seconds since 1970.
     pub not_after: u64,
 }
 
-/// Signs certificates.
+/// Signs certificates. What signs and what is trusted can change while it runs.
 #[derive(Debug)]
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    root_pem: String,
-    root: CertificateDer<'static>,
-    /// When the root is valid, in seconds since 1970.
-    root_validity: (u64, u64),
+    /// Held while files are changed.
+    keeper: Mutex<Keeper>,
+    signer: ArcSwap<Signer>,
+    bundle: watch::Sender<Arc<Bundle>>,
     trust_domain: String,
     clock: Clock,
     ttl: Duration,
 }
 
 impl Authority {
-    /// Opens the root in `<dir>/root.pem` and `<dir>/root.key`, or makes one. Leaves live `ttl` at
-    /// most.
+    /// Opens the authority in `origin`; roots of our own are made where there are none. Leaves live
+    /// `ttl` at most.
     ///
     /// # Errors
-    /// When a file cannot be read or written, or holds something else.
+    /// When a file cannot be read or written, holds something else, or what would be signed could
+    /// not be verified.
     pub fn open(
-        dir: &Path,
+        origin: Origin,
         trust_domain: &str,
         ttl: Duration,
         clock: Clock,
     ) -> Result<Self, CaError> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |error| CaError::File { path, error }
-        };
-        fs::create_dir_all(dir).map_err(at(dir))?;
-        let (pem_path, key_path) = (dir.join("root.pem"), dir.join("root.key"));
-        let key = match fs::read_to_string(&key_path) {
-            Ok(pem) => KeyPair::from_pem(&pem)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-                write_file(&key_path, &key.serialize_pem(), 0o600).map_err(at(&key_path))?;
-                key
-            }
-            Err(error) => return Err(at(&key_path)(error)),
-        };
-        let root_pem = match fs::read_to_string(&pem_path) {
-            Ok(pem) => pem,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let pem = root_params(trust_domain, clock.unix())
-                    .self_signed(&key)?
-                    .pem();
-                write_file(&pem_path, &pem, 0o644).map_err(at(&pem_path))?;
-                pem
-            }
-            Err(error) => return Err(at(&pem_path)(error)),
-        };
-        let unusable = |why: &str| CaError::Unusable {
-            path: pem_path.clone(),
-            why: why.to_owned(),
-        };
-        let root = CertificateDer::from_pem_slice(root_pem.as_bytes())
-            .map_err(|_| unusable("holds no certificate in PEM"))?;
-        let belongs = webpki::EndEntityCert::try_from(&root)
-            .is_ok_and(|cert| *cert.subject_public_key_info() == *key.subject_public_key_info());
-        if !belongs {
-            return Err(unusable("does not belong to the key in root.key"));
-        }
-        let root_validity = validity_of(&root).ok_or_else(|| unusable("is no certificate"))?;
-        Ok(Self {
-            root_validity,
-            issuer: Issuer::from_ca_cert_der(&root, key)?,
-            root_pem,
-            root,
+        let keeper = Keeper::new(origin, trust_domain.to_owned(), ttl);
+        let state = keeper.load(clock.unix())?;
+        let this = Self {
+            keeper: Mutex::new(keeper),
+            signer: ArcSwap::from_pointee(state.signer),
+            bundle: watch::channel(Arc::new(state.bundle)).0,
             trust_domain: trust_domain.to_owned(),
             clock,
             ttl,
-        })
+        };
+        this.step()?;
+        Ok(this)
     }
 
-    /// Roots that peers may chain to, in PEM.
+    /// Roots that peers may chain to.
     #[must_use]
-    pub fn bundle_pem(&self) -> &str {
-        &self.root_pem
+    pub fn bundle(&self) -> Arc<Bundle> {
+        Arc::clone(&self.bundle.borrow())
     }
 
-    /// The root in DER.
+    /// Follows the roots.
     #[must_use]
-    pub const fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    pub fn watch(&self) -> watch::Receiver<Arc<Bundle>> {
+        self.bundle.subscribe()
+    }
+
+    fn keeper(&self) -> MutexGuard<'_, Keeper> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to replace the root: the new one is trusted at once, signs after `overlap` (by
+    /// default the life of a leaf: then nobody has a certificate and an older bundle), and stands
+    /// alone after another. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When a rotation goes on already, the authority is an operator's, or the disk fails.
+    pub fn rotate(&self, overlap: Option<Duration>) -> Result<(), CaError> {
+        let keeper = self.keeper();
+        let overlap = overlap.unwrap_or(self.ttl);
+        keeper.rotate(overlap, self.clock.unix())?;
+        tracing::info!(
+            ?overlap,
+            "a new root is trusted; it signs after the overlap"
+        );
+        self.reload(&keeper)
+    }
+
+    /// Does what is due: the next stage of a rotation, or reading an operator's files again.
+    /// Blocks on the disk.
+    ///
+    /// # Errors
+    /// When that fails; what was in force stays so.
+    pub fn step(&self) -> Result<(), CaError> {
+        let keeper = self.keeper();
+        if keeper.step(&self.bundle(), self.clock.unix())? {
+            self.reload(&keeper)?;
+        }
+        Ok(())
+    }
+
+    fn reload(&self, keeper: &Keeper) -> Result<(), CaError> {
+        let State { signer, bundle } = keeper.load(self.clock.unix())?;
+        let old = self.signer.load();
+        let states = |bundle: &Bundle| -> Vec<_> {
+            let roots = bundle.roots.iter();
+            roots.map(|r| (r.pem.clone(), r.state)).collect()
+        };
+        let unchanged = states(&bundle) == states(&self.bundle.borrow())
+            && signer.between == old.between
+            && signer.validity == old.validity;
+        self.signer.store(Arc::new(signer));
+        if !unchanged {
+            tracing::info!(roots = bundle.roots.len(), "trust bundle changed");
+        }
+        self.bundle.send_if_modified(|held| {
+            *held = Arc::new(bundle);
+            !unchanged
+        });
+        Ok(())
+    }
+
+    /// Looks after the roots for as long as it runs.
+    pub async fn keep(self: Arc<Self>) {
+        let mut bundles = self.watch();
+        loop {
+            let due = bundles
+                .borrow_and_update()
+                .roots
+                .iter()
+                .filter_map(|r| r.until)
+                .min();
+            let left = due.map(|due| due.saturating_sub(self.clock.unix()).max(1));
+            let wait = left.map_or(CHECK_EVERY, |left| {
+                CHECK_EVERY.min(Duration::from_secs(left))
+            });
+            // The wall clock is looked at: a timer would sleep with the machine (TL-03).
+            let changed = tokio::time::timeout(wait, bundles.changed()).await;
+            if changed.is_ok() {
+                continue;
+            }
+            let this = Arc::clone(&self);
+            let stepped = tokio::task::spawn_blocking(move || this.step()).await;
+            if let Ok(Err(error)) = stepped {
+                tracing::error!(%error, "the authority's files are not taken; what was stays");
+            }
+        }
     }
 
     /// The domain whose identities it certifies.
@@ -227,7 +289,8 @@ impl Authority {
             .unwrap_or(self.ttl)
             .clamp(MIN_TTL, self.ttl.max(MIN_TTL));
         let now = self.clock.unix();
-        let (from, to) = self.root_validity;
+        let signer = self.signer.load();
+        let (from, to) = signer.validity;
         if !(from..to).contains(&now) {
             return Err(CaError::RootNotValid { from, to, now });
         }
@@ -253,38 +316,26 @@ impl Authority {
         // RFC 5280 §4.1.2.2: positive and without a leading zero byte.
         serial[0] = serial[0] & 0x7f | 0x40;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        let cert = params.signed_by(key, &self.issuer)?;
+        let cert = params.signed_by(key, &signer.issuer)?;
+        let mut chain_pem = cert.pem();
+        chain_pem.extend(signer.between.iter().map(|one| one.pem.as_str()));
+        let leaf = std::iter::once(cert.der().clone());
         Ok(Issued {
-            chain_pem: cert.pem(),
-            der: cert.der().clone(),
+            chain_pem,
+            chain: leaf
+                .chain(signer.between.iter().map(|one| one.der.clone()))
+                .collect(),
             not_after,
         })
     }
 }
 
 /// From when to when a certificate is valid, in seconds since 1970.
-fn validity_of(cert: &CertificateDer<'_>) -> Option<(u64, u64)> {
+pub(crate) fn validity_of(cert: &CertificateDer<'_>) -> Option<(u64, u64)> {
     let (_, parsed) = x509_parser::parse_x509_certificate(cert).ok()?;
     let validity = parsed.validity();
     let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).ok();
     Some((seconds(validity.not_before)?, seconds(validity.not_after)?))
-}
-
-fn root_params(trust_domain: &str, now: u64) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    let mut name = DistinguishedName::new();
-    name.push(DnType::OrganizationName, "Outrigger");
-    name.push(DnType::CommonName, format!("{trust_domain} root"));
-    params.distinguished_name = name;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let (day, life) = (24 * 3_600, ROOT_LIFE.as_secs());
-    set_validity(
-        &mut params,
-        now.saturating_sub(day),
-        now.saturating_add(life),
-    );
-    params
 }
 
 /// Both times in seconds since 1970.

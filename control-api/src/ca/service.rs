@@ -1,15 +1,16 @@
 //! `outrigger.identity.v1.CertificateService`.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
+use futures_util::Stream;
 use outrigger_proto::outrigger::identity::v1::{
-    CreateCertificateRequest, CreateCertificateResponse,
-    certificate_service_server::CertificateService,
+    CreateCertificateRequest, CreateCertificateResponse, WatchTrustBundleRequest,
+    WatchTrustBundleResponse, certificate_service_server::CertificateService,
 };
 use tonic::{Request, Response, Status};
 
 use super::{Authority, CaError, TokenError, Tokens};
-use crate::{identity::Identity, telemetry::Metrics, tls::Peer};
+use crate::{identity::Identity, telemetry::Metrics, tls::Peer, xds::Proxies};
 
 /// A request for a P-256 key has some 300 bytes.
 const MAX_CSR: usize = 16 << 10;
@@ -19,16 +20,24 @@ const MAX_CSR: usize = 16 << 10;
 pub struct CertificateServer {
     authority: Arc<Authority>,
     tokens: Tokens,
+    proxies: Arc<Proxies>,
     metrics: Arc<Metrics>,
 }
 
 impl CertificateServer {
-    /// Signs with `authority` for those who show one of `tokens`, or their certificate.
+    /// Signs with `authority` for those who show one of `tokens`, or their certificate. What is
+    /// issued is noted with `proxies`.
     #[must_use]
-    pub const fn new(authority: Arc<Authority>, tokens: Tokens, metrics: Arc<Metrics>) -> Self {
+    pub const fn new(
+        authority: Arc<Authority>,
+        tokens: Tokens,
+        proxies: Arc<Proxies>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             authority,
             tokens,
+            proxies,
             metrics,
         }
     }
@@ -65,7 +74,25 @@ impl CertificateService for CertificateServer {
         self.metrics.certificate(answer.is_ok());
         answer
     }
+
+    type WatchTrustBundleStream = Bundles;
+
+    async fn watch_trust_bundle(
+        &self,
+        _: Request<WatchTrustBundleRequest>,
+    ) -> Result<Response<Bundles>, Status> {
+        let mut bundles = self.authority.watch();
+        bundles.mark_changed();
+        let stream = futures_util::stream::unfold(bundles, |mut bundles| async {
+            bundles.changed().await.ok()?;
+            let trust_bundle_pem = bundles.borrow_and_update().pem();
+            Some((Ok(WatchTrustBundleResponse { trust_bundle_pem }), bundles))
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
 }
+
+type Bundles = Pin<Box<dyn Stream<Item = Result<WatchTrustBundleResponse, Status>> + Send>>;
 
 impl CertificateServer {
     fn create(
@@ -98,9 +125,13 @@ impl CertificateServer {
                 _ => Status::internal(error.to_string()),
             })?;
         tracing::info!(%identity, ?address, not_after = issued.not_after, "certificate issued");
+        if let Some(address) = address {
+            self.proxies
+                .renewed(&identity, address.ip(), issued.not_after);
+        }
         Ok(Response::new(CreateCertificateResponse {
             cert_chain_pem: issued.chain_pem,
-            trust_bundle_pem: self.authority.bundle_pem().to_owned(),
+            trust_bundle_pem: self.authority.bundle().pem(),
         }))
     }
 }

@@ -1,5 +1,7 @@
 //! What is signed, for whom, and what is not.
 
+mod rotation;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rcgen::{PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SignatureAlgorithm};
@@ -13,9 +15,9 @@ const NOW: u64 = 1_800_000_000;
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 /// A clock that tests turn.
-fn clock() -> (std::sync::Arc<AtomicU64>, Clock) {
-    let now = std::sync::Arc::new(AtomicU64::new(NOW));
-    let read = std::sync::Arc::clone(&now);
+fn clock() -> (Arc<AtomicU64>, Clock) {
+    let now = Arc::new(AtomicU64::new(NOW));
+    let read = Arc::clone(&now);
     let clock = Clock::of(move || {
         UnixTime::since_unix_epoch(Duration::from_secs(read.load(Ordering::SeqCst)))
     });
@@ -23,7 +25,8 @@ fn clock() -> (std::sync::Arc<AtomicU64>, Clock) {
 }
 
 fn authority(dir: &Path, clock: &Clock) -> Authority {
-    Authority::open(dir, "outrigger.local", DAY, clock.clone()).unwrap()
+    let origin = Origin::Own(dir.to_owned());
+    Authority::open(origin, "outrigger.local", DAY, clock.clone()).unwrap()
 }
 
 fn cart() -> Identity {
@@ -50,7 +53,7 @@ fn a_leaf_names_the_proven_identity_and_nothing_else() {
     // Whatever names the request asks for.
     let csr = request(&PKCS_ECDSA_P256_SHA256, &["evil.example", "10.0.0.1"]);
     let issued = authority.sign_request(&csr, &cart(), None).unwrap();
-    parsed(&issued.der, |leaf| {
+    parsed(&issued.chain[0], |leaf| {
         let names = leaf.subject_alternative_name().unwrap().unwrap();
         let expected = [GeneralName::URI("spiffe://outrigger.local/ns/shop/sa/cart")];
         assert_eq!(names.value.general_names, expected);
@@ -62,7 +65,7 @@ fn a_leaf_names_the_proven_identity_and_nothing_else() {
         assert!(usage.server_auth && usage.client_auth && !usage.any);
     });
     // RFC 5280 §4.2.1.6: with an empty subject the names are critical.
-    parsed(&issued.der, |leaf| {
+    parsed(&issued.chain[0], |leaf| {
         assert!(leaf.subject_alternative_name().unwrap().unwrap().critical);
     });
 }
@@ -81,7 +84,7 @@ fn tl_03_a_leaf_is_valid_for_peers_two_minutes_behind() {
     ] {
         let wish = wish.map(Duration::from_secs);
         let issued = authority.sign_request(&csr, &cart(), wish).unwrap();
-        let validity = validity_of(&issued.der).unwrap();
+        let validity = validity_of(&issued.chain[0]).unwrap();
         assert_eq!(validity, (NOW - 120, NOW + life), "{wish:?}");
         assert_eq!(issued.not_after, NOW + life);
     }
@@ -92,7 +95,7 @@ fn tl_04_an_expired_root_signs_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (now, clock) = clock();
     let authority = authority(dir.path(), &clock);
-    let (from, to) = authority.root_validity;
+    let (from, to) = authority.bundle().roots[0].validity;
     let csr = request(&PKCS_ECDSA_P256_SHA256, &[]);
     for (time, good) in [(from - 1, false), (from, true), (to - 1, true), (to, false)] {
         now.store(time, Ordering::SeqCst);
@@ -100,7 +103,7 @@ fn tl_04_an_expired_root_signs_nothing() {
         match issued {
             Ok(issued) => {
                 assert!(good, "{time}");
-                let (leaf_from, leaf_to) = validity_of(&issued.der).unwrap();
+                let (leaf_from, leaf_to) = validity_of(&issued.chain[0]).unwrap();
                 assert!(from <= leaf_from && leaf_from <= time && time < leaf_to);
                 assert!(leaf_to <= to, "a leaf does not outlive its root");
             }
@@ -148,8 +151,8 @@ fn the_root_stays_and_its_key_is_for_nobody_else() {
 
     let dir = tempfile::tempdir().unwrap();
     let (_, clock) = clock();
-    let first = authority(dir.path(), &clock).root_pem;
-    assert_eq!(authority(dir.path(), &clock).root_pem, first);
+    let first = authority(dir.path(), &clock).bundle().pem();
+    assert_eq!(authority(dir.path(), &clock).bundle().pem(), first);
     let mode = fs::metadata(dir.path().join("root.key"))
         .unwrap()
         .permissions()
@@ -159,7 +162,8 @@ fn the_root_stays_and_its_key_is_for_nobody_else() {
     let other = tempfile::tempdir().unwrap();
     drop(authority(other.path(), &clock));
     fs::copy(other.path().join("root.pem"), dir.path().join("root.pem")).unwrap();
-    let error = Authority::open(dir.path(), "outrigger.local", DAY, clock).unwrap_err();
+    let origin = Origin::Own(dir.path().to_owned());
+    let error = Authority::open(origin, "outrigger.local", DAY, clock).unwrap_err();
     assert!(
         error.to_string().contains("does not belong to the key"),
         "{error}"
@@ -171,10 +175,11 @@ fn a_token_proves_one_identity_until_it_expires() {
     let dir = tempfile::tempdir().unwrap();
     let (now, clock) = clock();
     let path = dir.path().join("store.redb");
-    let store = std::sync::Arc::new(Store::open(&path).unwrap());
+    let store = Arc::new(Store::open(&path).unwrap());
     let tokens = Tokens::new(store, "outrigger.local", clock);
     let hour = Duration::from_secs(3_600);
-    let (token, identity, expires) = tokens.create("shop", "cart", hour).unwrap();
+    let created = tokens.create("shop", "cart", hour).unwrap();
+    let (token, identity, expires) = (created.token, created.identity, created.expires);
     assert_eq!((identity, expires), (cart(), NOW + 3_600));
     // All replicas of a workload may start with it.
     for _ in 0..3 {
@@ -189,7 +194,7 @@ fn a_token_proves_one_identity_until_it_expires() {
             "{wrong}"
         );
     }
-    let (other, ..) = tokens.create("shop", "cart", hour).unwrap();
+    let other = tokens.create("shop", "cart", hour).unwrap().token;
     assert_ne!(other, token);
     now.store(NOW + 3_599, Ordering::SeqCst);
     assert_eq!(tokens.check(&token).unwrap(), cart());
@@ -209,11 +214,54 @@ fn a_token_is_not_in_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let (_, clock) = clock();
     let path = dir.path().join("store.redb");
-    let store = std::sync::Arc::new(Store::open(&path).unwrap());
+    let store = Arc::new(Store::open(&path).unwrap());
     let tokens = Tokens::new(store, "outrigger.local", clock);
-    let (token, ..) = tokens.create("shop", "cart", DEFAULT_TTL).unwrap();
+    let token = tokens.create("shop", "cart", DEFAULT_TTL).unwrap().token;
     drop(tokens);
     let secret = token.strip_prefix("ort_").unwrap().as_bytes();
     let bytes = fs::read(path).unwrap();
     assert!(!bytes.windows(secret.len()).any(|window| window == secret));
+}
+
+#[test]
+fn tokens_are_listed_by_id_and_revoked_all_or_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (now, clock) = clock();
+    let store = Arc::new(Store::open(&dir.path().join("store")).unwrap());
+    let tokens = Tokens::new(store, "outrigger.local", clock);
+    let hour = Duration::from_secs(3_600);
+    let cart = tokens.create("shop", "cart", hour).unwrap();
+    let web = tokens.create("shop", "web", 2 * hour).unwrap();
+    let other = tokens.create("other", "web", hour).unwrap();
+    let ids = |namespace: &str| -> Vec<String> {
+        let list = tokens.list(namespace).unwrap();
+        list.into_iter().map(|known| known.id).collect()
+    };
+    assert_eq!(ids(""), [other.id, cart.id.clone(), web.id.clone()]);
+    assert_eq!(ids("shop"), [cart.id.clone(), web.id.clone()]);
+    assert!(!cart.token.contains(&cart.id), "an id tells nothing");
+
+    let refused = tokens.revoke(&[cart.id.clone(), "ffffffffffff".to_owned()]);
+    assert!(matches!(refused, Err(TokenError::NoSuchId(id)) if id == "ffffffffffff"));
+    assert!(tokens.check(&cart.token).is_ok(), "none was revoked");
+    let short = tokens.revoke(&[cart.id.chars().take(5).collect()]);
+    assert!(matches!(short, Err(TokenError::ShortId(_))));
+
+    let beginning: String = cart.id.chars().take(6).collect();
+    let revoked = tokens
+        .revoke(&[beginning.clone(), cart.id.clone()])
+        .unwrap();
+    assert_eq!(revoked.len(), 1);
+    assert!(matches!(
+        tokens.check(&cart.token),
+        Err(TokenError::Unknown)
+    ));
+    assert!(tokens.check(&web.token).is_ok());
+    assert!(matches!(
+        tokens.revoke(&[beginning]),
+        Err(TokenError::NoSuchId(_))
+    ));
+    // One that has expired is not listed any more.
+    now.fetch_add(3_600, Ordering::SeqCst);
+    assert_eq!(ids(""), [web.id]);
 }

@@ -34,9 +34,49 @@ pub enum TokenError {
     /// It was good once.
     #[error("the join token for {0} has expired")]
     Expired(Box<Identity>),
+    /// No token that can still be used has this id.
+    #[error("there is no join token {0:?}")]
+    NoSuchId(String),
+    /// Too little of an id.
+    #[error("{0:?} is too short for the beginning of a token's id: {MIN_ID} characters or more")]
+    ShortId(String),
+    /// Several tokens begin like this.
+    #[error("several join tokens have an id that begins with {0:?}")]
+    ManyIds(String),
     /// It was made for something that is no identity here.
     #[error("the join token's identity: {0}")]
     Identity(String),
+}
+
+/// Characters of a token's id: the beginning of its hash, in hexadecimal. Enough to tell a million
+/// tokens apart; nothing follows from it.
+const ID: usize = 12;
+/// So many characters of an id have to be given at least.
+const MIN_ID: usize = 6;
+
+/// A token that was just made.
+#[derive(Debug)]
+pub struct CreatedToken {
+    /// The secret itself, shown once.
+    pub token: String,
+    /// By which it is listed and revoked.
+    pub id: String,
+    /// What it proves.
+    pub identity: Identity,
+    /// Seconds since 1970.
+    pub expires: u64,
+}
+
+/// What is known of a token afterwards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownToken {
+    /// See [`CreatedToken::id`].
+    pub id: String,
+    /// What it proves.
+    pub identity: Identity,
+    /// As stored.
+    pub grant: Grant,
+    hash: Vec<u8>,
 }
 
 /// Makes and checks join tokens.
@@ -58,7 +98,7 @@ impl Tokens {
         }
     }
 
-    /// Makes a token; returns it, what it proves, and when it expires in seconds since 1970.
+    /// Makes a token.
     ///
     /// # Errors
     /// When the identity is not well formed, or the disk fails.
@@ -67,7 +107,7 @@ impl Tokens {
         namespace: &str,
         account: &str,
         ttl: Duration,
-    ) -> Result<(String, Identity, u64), TokenError> {
+    ) -> Result<CreatedToken, TokenError> {
         let identity =
             Identity::new(&self.trust_domain, namespace, account).map_err(TokenError::Identity)?;
         let mut secret = [0_u8; SECRET_BYTES];
@@ -81,8 +121,74 @@ impl Tokens {
             service_account: account.to_owned(),
             expires,
         };
-        self.store.put_token(hash(&token).as_ref(), &grant, now)?;
-        Ok((token, identity, expires))
+        let hash = hash(&token);
+        self.store.put_token(hash.as_ref(), &grant, now)?;
+        Ok(CreatedToken {
+            token,
+            id: id_of(hash.as_ref()),
+            identity,
+            expires,
+        })
+    }
+
+    /// Tokens that can still be used, of one namespace or, when that is empty, of all.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn list(&self, namespace: &str) -> Result<Vec<KnownToken>, TokenError> {
+        let now = self.clock.unix();
+        let wanted = |grant: &Grant| {
+            grant.expires > now && (namespace.is_empty() || grant.namespace == namespace)
+        };
+        let mut known = Vec::new();
+        for (hash, grant) in self.store.tokens()? {
+            if !wanted(&grant) {
+                continue;
+            }
+            let (namespace, account) = (&grant.namespace, &grant.service_account);
+            let identity = Identity::new(&self.trust_domain, namespace, account)
+                .map_err(TokenError::Identity)?;
+            known.push(KnownToken {
+                id: id_of(&hash),
+                identity,
+                grant,
+                hash,
+            });
+        }
+        known.sort_by(|a, b| {
+            let key = |token: &KnownToken| (token.identity.clone(), token.grant.expires);
+            key(a).cmp(&key(b))
+        });
+        Ok(known)
+    }
+
+    /// Makes the tokens with these ids, or beginnings of ids, useless: all of them or none.
+    ///
+    /// # Errors
+    /// When one is not there or may be several; or the disk fails.
+    pub fn revoke(&self, ids: &[String]) -> Result<Vec<KnownToken>, TokenError> {
+        let known = self.list("")?;
+        let mut chosen: Vec<KnownToken> = Vec::new();
+        for id in ids {
+            if id.len() < MIN_ID {
+                return Err(TokenError::ShortId(id.clone()));
+            }
+            let mut fitting = known
+                .iter()
+                .filter(|token| token.id.starts_with(id.as_str()));
+            let token = fitting
+                .next()
+                .ok_or_else(|| TokenError::NoSuchId(id.clone()))?;
+            if fitting.next().is_some() {
+                return Err(TokenError::ManyIds(id.clone()));
+            }
+            if !chosen.contains(token) {
+                chosen.push(token.clone());
+            }
+        }
+        let hashes: Vec<_> = chosen.iter().map(|token| token.hash.as_slice()).collect();
+        self.store.remove_tokens(&hashes)?;
+        Ok(chosen)
     }
 
     /// The identity that a token proves.
@@ -99,6 +205,11 @@ impl Tokens {
         }
         Ok(identity)
     }
+}
+
+fn id_of(hash: &[u8]) -> String {
+    let hex = hash.iter().map(|byte| format!("{byte:02x}"));
+    hex.take(ID / 2).collect()
 }
 
 fn hash(token: &str) -> digest::Digest {

@@ -4,13 +4,14 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::help;
 use crate::duration;
 
 /// Steers an Outrigger mesh.
 #[derive(Debug, Parser)]
-#[command(version, name = "outrigger")]
+#[command(version, name = "outrigger", max_term_width = 100, after_help = help::AFTER)]
 pub struct Args {
-    /// The control API.
+    /// The control API, `host:port`.
     #[arg(
         long,
         global = true,
@@ -18,12 +19,28 @@ pub struct Args {
         default_value = "127.0.0.1:15010"
     )]
     pub server: String,
+    /// PEM file with the root of the control plane (`ca/root.pem` in its state directory): the
+    /// control API is spoken to over TLS. Needed where it is not on the control plane's loopback.
+    #[arg(long, global = true, env = "OUTRIGGER_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// The token that the control API wants (`api.token` in the state directory).
+    #[arg(
+        long,
+        global = true,
+        env = "OUTRIGGER_TOKEN",
+        hide_env_values = true,
+        conflicts_with = "token_file"
+    )]
+    pub token: Option<String>,
+    /// File with that token.
+    #[arg(long, global = true, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// How results are written.
+/// How what is shown is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Output {
     /// A table.
@@ -37,6 +54,29 @@ pub enum Output {
     Json,
 }
 
+/// How what was done is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Report {
+    /// For people.
+    #[default]
+    Text,
+    /// YAML.
+    Yaml,
+    /// JSON.
+    Json,
+}
+
+impl Report {
+    /// `None` for text.
+    pub(super) const fn data(self) -> Option<Output> {
+        match self {
+            Self::Text => None,
+            Self::Yaml => Some(Output::Yaml),
+            Self::Json => Some(Output::Json),
+        }
+    }
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -45,8 +85,9 @@ pub enum Command {
     /// Remove objects, all or none.
     Delete(Delete),
     /// Show one object.
+    #[command(after_help = help::GET)]
     Get {
-        /// Like `service`.
+        /// Like `service`, `svc` or `httproute`.
         kind: String,
         /// Its name.
         name: String,
@@ -58,6 +99,7 @@ pub enum Command {
         output: Output,
     },
     /// List objects.
+    #[command(after_help = help::LIST)]
     List {
         /// Like `services`; absent: every kind.
         kind: Option<String>,
@@ -68,21 +110,28 @@ pub enum Command {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Output,
     },
-    /// Show connected proxies: what they have taken, and what they refused and why.
+    /// Show connected proxies: what they have taken, what they refused and why, and until when
+    /// their certificates are good.
+    #[command(after_help = help::STATUS)]
     Status {
         /// Format.
         #[arg(short, long, value_enum, default_value = "table")]
         output: Output,
     },
     /// Show what is there, then what changes, as it changes.
+    #[command(after_help = help::WATCH)]
     Watch {
         /// Like `services`; absent: every kind.
         kind: Option<String>,
         /// Only of this namespace.
         #[arg(short, long)]
         namespace: Option<String>,
+        /// Format; JSON is one object a line.
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Report,
     },
-    /// List the endpoints of a service.
+    /// List the endpoints of services.
+    #[command(after_help = help::ENDPOINTS)]
     Endpoints {
         /// The service's name; absent: all.
         service: Option<String>,
@@ -96,25 +145,66 @@ pub enum Command {
     /// Add an instance to a service, or take one out, at once.
     #[command(subcommand)]
     Endpoint(Endpoint),
-    /// Show the xDS resources that a proxy has, as JSON.
+    /// Show the xDS resources that a proxy has.
+    #[command(after_help = help::CONFIG_DUMP)]
     ConfigDump {
-        /// `<namespace>/<workload>` or its node id.
+        /// `<namespace>/<workload>` or its node id, as in `outrigger status`.
         proxy: String,
+        /// Only resources of this type.
+        #[arg(short, long = "type", value_enum)]
+        kind: Option<ResourceKind>,
+        /// Only resources whose name contains this.
+        #[arg(long)]
+        name: Option<String>,
+        /// Format; tables list names and versions.
+        #[arg(short, long, value_enum, default_value = "json")]
+        output: Output,
     },
-    /// Join tokens.
+    /// Join tokens: the proofs with which workloads get their first certificates.
     #[command(subcommand)]
     Token(Token),
+    /// The certificate authority: its roots, and replacing them.
+    #[command(subcommand)]
+    Ca(Ca),
     /// Write a completion script for a shell.
+    #[command(after_help = help::COMPLETIONS)]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
     },
 }
 
+/// Types of xDS resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ResourceKind {
+    /// Where connections are taken, and what is done with them.
+    Listener,
+    /// Where requests go.
+    Route,
+    /// Groups of endpoints, and how they are spoken to.
+    Cluster,
+    /// Endpoints.
+    Endpoint,
+}
+
+impl ResourceKind {
+    /// The type URL.
+    pub(super) const fn url(self) -> &'static str {
+        use crate::translate::ResourceType;
+        match self {
+            Self::Listener => ResourceType::Listener.url(),
+            Self::Route => ResourceType::Routes.url(),
+            Self::Cluster => ResourceType::Cluster.url(),
+            Self::Endpoint => ResourceType::Endpoints.url(),
+        }
+    }
+}
+
 /// See [`Command::Endpoint`].
 #[derive(Debug, Subcommand)]
 pub enum Endpoint {
     /// Add or replace an instance.
+    #[command(after_help = help::REGISTER)]
     Register(Register),
     /// Take an instance out.
     Deregister {
@@ -125,6 +215,9 @@ pub enum Endpoint {
         /// The service's namespace.
         #[arg(short, long, default_value = "default")]
         namespace: String,
+        /// Format.
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Report,
     },
 }
 
@@ -156,6 +249,9 @@ pub struct Register {
     /// It has no proxy.
     #[arg(long)]
     pub no_mesh: bool,
+    /// Format.
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Report,
 }
 
 fn named_port(text: &str) -> Result<(String, u32), String> {
@@ -166,6 +262,7 @@ fn named_port(text: &str) -> Result<(String, u32), String> {
 
 /// See [`Command::Apply`].
 #[derive(Debug, clap::Args)]
+#[command(after_help = help::APPLY)]
 pub struct Apply {
     /// YAML or JSON; `-` is standard input. May stand several times.
     #[arg(short, long = "filename", required = true)]
@@ -183,10 +280,14 @@ pub struct Apply {
     /// How long `--wait` waits.
     #[arg(long, default_value = "30s", value_parser = duration::parse)]
     pub timeout: Duration,
+    /// Format.
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Report,
 }
 
 /// See [`Command::Delete`].
 #[derive(Debug, clap::Args)]
+#[command(after_help = help::DELETE)]
 pub struct Delete {
     /// Like `service`.
     #[arg(required_unless_present = "file")]
@@ -210,12 +311,16 @@ pub struct Delete {
     /// How long `--wait` waits.
     #[arg(long, default_value = "30s", value_parser = duration::parse)]
     pub timeout: Duration,
+    /// Format.
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Report,
 }
 
 /// Join tokens.
 #[derive(Debug, Subcommand)]
 pub enum Token {
-    /// Make one: the proof with which a workload gets its first certificate.
+    /// Make one. It is shown once, on standard output.
+    #[command(after_help = help::TOKEN_CREATE)]
     Create {
         /// Namespace of the workload.
         #[arg(short, long)]
@@ -223,8 +328,57 @@ pub enum Token {
         /// Its service account.
         #[arg(long)]
         service_account: String,
-        /// How long it can be used.
+        /// How long it can be used, at most 90 days.
         #[arg(long, default_value = "1h", value_parser = duration::parse)]
         ttl: Duration,
+        /// Format.
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Report,
+    },
+    /// List those that can still be used. The tokens themselves are not known, only their hashes.
+    List {
+        /// Only for workloads of this namespace.
+        #[arg(short, long)]
+        namespace: Option<String>,
+        /// Format.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// Make tokens useless at once, all or none. Certificates that were got with them stay good
+    /// until they end.
+    #[command(after_help = help::TOKEN_REVOKE)]
+    Revoke {
+        /// As in `outrigger token list`; a beginning of 6 or more characters will do.
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// Format.
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Report,
+    },
+}
+
+/// The certificate authority.
+#[derive(Debug, Subcommand)]
+pub enum Ca {
+    /// List the roots that are trusted, and what becomes of each.
+    List {
+        /// Format.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// Write the roots that are trusted in PEM, as `outrigger-proxy run --trust-bundle` and `--ca`
+    /// want them.
+    Bundle,
+    /// Replace the root. The new one is trusted at once, signs after the overlap, and after another
+    /// the old one is not trusted any more. No connection is broken.
+    #[command(after_help = help::CA_ROTATE)]
+    Rotate {
+        /// How long the stages take; absent: the life of a certificate, which is safe even for
+        /// proxies that cannot be reached at the moment.
+        #[arg(long, value_parser = duration::parse)]
+        overlap: Option<Duration>,
+        /// Format.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
     },
 }

@@ -13,13 +13,13 @@ use outrigger_proto::outrigger::control::v1 as pb;
 
 use super::{
     Client, EXIT_NOT_LIVE,
-    args::{Apply, Args, Command, Delete, Endpoint, Token},
+    args::{Apply, Args, Ca, Command, Delete, Endpoint, Report, ResourceKind, Token},
     said, show,
 };
-use crate::model::parse_manifest;
+use crate::{clock::Clock, model::parse_manifest};
 
 pub(super) async fn run(
-    mut client: Client,
+    client: Client,
     command: Command,
     out: &mut (impl Write + Send),
 ) -> anyhow::Result<ExitCode> {
@@ -27,27 +27,90 @@ pub(super) async fn run(
         Command::Apply(args) => return apply(client, args, out).await,
         Command::Delete(args) => return delete(client, args, out).await,
         Command::Endpoint(endpoint) => self::endpoint(client, endpoint, out).await?,
-        Command::Watch { kind, namespace } => watch(client, kind, namespace, out).await?,
+        Command::Watch {
+            kind,
+            namespace,
+            output,
+        } => watch(client, kind, namespace, output, out).await?,
         Command::Completions { shell } => {
             let mut command = Args::command();
             clap_complete::generate(shell, &mut command, "outrigger", out);
         }
-        Command::Token(Token::Create {
+        Command::Token(token) => self::token(client, token, out).await?,
+        Command::Ca(ca) => self::ca(client, ca, out).await?,
+        other => show(client, other, out).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn token(
+    mut client: Client,
+    token: Token,
+    out: &mut (impl Write + Send),
+) -> anyhow::Result<()> {
+    match token {
+        Token::Create {
             namespace,
             service_account,
             ttl,
-        }) => {
+            output,
+        } => {
             let request = pb::CreateTokenRequest {
                 namespace,
                 service_account,
                 ttl: Some(proto_duration(ttl)?),
             };
             let answer = client.create_token(request).await.map_err(|s| said(&s))?;
-            writeln!(out, "{}", answer.into_inner().token)?;
+            show::token(out, &answer.into_inner(), output)
         }
-        other => show(client, other, out).await?,
+        Token::List { namespace, output } => {
+            let request = pb::ListTokensRequest {
+                namespace: namespace.unwrap_or_default(),
+            };
+            let answer = client.list_tokens(request).await.map_err(|s| said(&s))?;
+            show::tokens(out, &answer.into_inner().tokens, now(), output)
+        }
+        Token::Revoke { ids, output } => {
+            let request = pb::RevokeTokensRequest { ids };
+            let answer = client.revoke_tokens(request).await.map_err(|s| said(&s))?;
+            show::revoked(out, &answer.into_inner().revoked, output)
+        }
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+async fn ca(mut client: Client, ca: Ca, out: &mut (impl Write + Send)) -> anyhow::Result<()> {
+    let (roots, output) = match ca {
+        Ca::Rotate { overlap, output } => {
+            let request = pb::RotateRootRequest {
+                overlap: overlap.map(proto_duration).transpose()?,
+            };
+            let answer = client.rotate_root(request).await.map_err(|s| said(&s))?;
+            (answer.into_inner().roots, Some(output))
+        }
+        list @ (Ca::List { .. } | Ca::Bundle) => {
+            let answer = client.list_roots(pb::ListRootsRequest {}).await;
+            let roots = answer.map_err(|s| said(&s))?.into_inner().roots;
+            let output = match list {
+                Ca::List { output } => Some(output),
+                _ => None,
+            };
+            (roots, output)
+        }
+    };
+    match output {
+        Some(output) => show::roots(out, &roots, now(), output),
+        None => {
+            roots
+                .iter()
+                .try_for_each(|root| write!(out, "{}", root.pem))?;
+            Ok(())
+        }
+    }
+}
+
+/// What times are counted from in what is shown.
+fn now() -> u64 {
+    Clock::system().unix()
 }
 
 /// The commands that only look.
@@ -85,17 +148,33 @@ async fn show(
             namespace,
             output,
         } => {
-            let objects = list(client, Some("Service".to_owned()), namespace).await?;
+            let objects = list(client, Some("Service".to_owned()), namespace.clone()).await?;
+            if let Some(name) = &service
+                && !objects
+                    .iter()
+                    .any(|o| o.key.as_ref().is_some_and(|k| k.name == *name))
+            {
+                let place = namespace.map_or_else(String::new, |n| format!(" in namespace {n}"));
+                anyhow::bail!("there is no Service {name:?}{place}");
+            }
             show::endpoints(out, &objects, service.as_deref(), output)
         }
-        Command::ConfigDump { proxy } => {
+        Command::ConfigDump {
+            proxy,
+            kind,
+            name,
+            output,
+        } => {
             let request = pb::ConfigDumpRequest { proxy };
             let answer = client.config_dump(request).await.map_err(|s| said(&s))?;
-            show::json_text(out, &answer.into_inner().json)
+            let kind = kind.map(ResourceKind::url);
+            let dump = answer.into_inner().json;
+            show::config_dump(out, &dump, kind, name.as_deref(), output)
         }
         Command::Status { output } => {
             let answer = client.proxy_status(pb::ProxyStatusRequest {}).await;
-            show::proxies(out, &answer.map_err(|s| said(&s))?.into_inner(), output)
+            let status = answer.map_err(|s| said(&s))?.into_inner();
+            show::proxies(out, &status, now(), output)
         }
         // Those that do something are done already.
         _ => Ok(()),
@@ -119,6 +198,7 @@ async fn watch(
     mut client: Client,
     kind: Option<String>,
     namespace: Option<String>,
+    output: Report,
     out: &mut (impl Write + Send),
 ) -> anyhow::Result<()> {
     let request = pb::WatchRequest {
@@ -128,7 +208,7 @@ async fn watch(
     let answer = client.watch(request).await.map_err(|s| said(&s))?;
     let mut states = answer.into_inner();
     while let Some(state) = states.message().await.map_err(|s| said(&s))? {
-        show::change(out, &state)?;
+        show::change(out, &state, output)?;
         out.flush()?;
     }
     Ok(())
@@ -139,8 +219,9 @@ async fn endpoint(
     endpoint: Endpoint,
     out: &mut (impl Write + Send),
 ) -> anyhow::Result<()> {
-    let revision = match endpoint {
+    let (revision, output) = match endpoint {
         Endpoint::Register(args) => {
+            let output = args.output;
             let endpoint = pb::Endpoint {
                 address: args.address,
                 ports: args.port.into_iter().collect(),
@@ -156,12 +237,13 @@ async fn endpoint(
                 endpoint: Some(endpoint),
             };
             let answer = client.register_endpoint(request).await;
-            answer.map_err(|s| said(&s))?.into_inner().revision
+            (answer.map_err(|s| said(&s))?.into_inner().revision, output)
         }
         Endpoint::Deregister {
             service,
             address,
             namespace,
+            output,
         } => {
             let request = pb::DeregisterEndpointRequest {
                 namespace,
@@ -169,11 +251,10 @@ async fn endpoint(
                 address,
             };
             let answer = client.deregister_endpoint(request).await;
-            answer.map_err(|s| said(&s))?.into_inner().revision
+            (answer.map_err(|s| said(&s))?.into_inner().revision, output)
         }
     };
-    writeln!(out, "revision {revision}")?;
-    Ok(())
+    show::revision(out, revision, output)
 }
 
 fn proto_duration(value: Duration) -> anyhow::Result<prost_types::Duration> {
@@ -215,36 +296,58 @@ async fn apply(
         .await
         .map_err(|s| said(&s))?
         .into_inner();
-    show::outcomes(out, &answer.outcomes, args.dry_run)?;
-    for warning in &answer.warnings {
-        writeln!(out, "warning: {warning}")?;
-    }
-    if args.dry_run || !args.wait {
-        return Ok(ExitCode::SUCCESS);
-    }
-    wait(client, answer.revision, args.timeout, out).await
+    let done = show::Done {
+        revision: answer.revision,
+        outcomes: &answer.outcomes,
+        warnings: &answer.warnings,
+        dry_run: args.dry_run,
+    };
+    let waiting = (args.wait && !args.dry_run).then_some(args.timeout);
+    finish(client, &done, waiting, args.output, out).await
 }
 
-/// Until every proxy has answered the revision; the exit code says whether all took it.
-async fn wait(
-    mut client: Client,
-    revision: u64,
-    timeout: Duration,
+/// Says what was done, and waits for it if asked to.
+async fn finish(
+    client: Client,
+    done: &show::Done<'_>,
+    waiting: Option<Duration>,
+    output: Report,
     out: &mut (impl Write + Send),
 ) -> anyhow::Result<ExitCode> {
-    let request = pb::WaitRevisionRequest {
-        revision,
-        timeout: Some(proto_duration(timeout)?),
+    // People see at once what was done; programs get one document with everything.
+    if output == Report::Text {
+        show::done(out, done, None, output)?;
+        out.flush()?;
+    }
+    let waited = match waiting {
+        None => None,
+        Some(timeout) => Some(wait(client, done.revision, timeout).await?),
     };
-    let waited = client.wait_revision(request).await.map_err(|s| said(&s))?;
-    let waited = waited.into_inner();
-    show::waited(out, revision, &waited)?;
-    let live = waited.rejected.is_empty() && waited.pending.is_empty();
+    match (&waited, output) {
+        (Some(waited), Report::Text) => show::waited(out, done.revision, waited)?,
+        (None, Report::Text) => {}
+        _ => show::done(out, done, waited.as_ref(), output)?,
+    }
+    let live = waited.is_none_or(|w| w.rejected.is_empty() && w.pending.is_empty());
     Ok(if live {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(EXIT_NOT_LIVE)
     })
+}
+
+/// Until every proxy has answered the revision.
+async fn wait(
+    mut client: Client,
+    revision: u64,
+    timeout: Duration,
+) -> anyhow::Result<pb::WaitRevisionResponse> {
+    let request = pb::WaitRevisionRequest {
+        revision,
+        timeout: Some(proto_duration(timeout)?),
+    };
+    let waited = client.wait_revision(request).await.map_err(|s| said(&s))?;
+    Ok(waited.into_inner())
 }
 
 async fn delete(
@@ -282,9 +385,12 @@ async fn delete(
         .await
         .map_err(|s| said(&s))?
         .into_inner();
-    show::outcomes(out, &answer.outcomes, false)?;
-    if !args.wait {
-        return Ok(ExitCode::SUCCESS);
-    }
-    wait(client, answer.revision, args.timeout, out).await
+    let done = show::Done {
+        revision: answer.revision,
+        outcomes: &answer.outcomes,
+        warnings: &[],
+        dry_run: false,
+    };
+    let waiting = args.wait.then_some(args.timeout);
+    finish(client, &done, waiting, args.output, out).await
 }

@@ -2,27 +2,19 @@
 
 pub mod args;
 mod commands;
+mod connect;
+mod help;
 mod show;
 
 use std::{io::Write, process::ExitCode};
 
-use anyhow::Context as _;
 use clap::Parser as _;
-use outrigger_proto::outrigger::control::v1::control_service_client::ControlServiceClient;
-use tonic::transport::{Channel, Endpoint};
 
 pub use args::Args;
-
-/// For a call and for the connection that it needs; waiting calls say their own.
-const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
-
-/// A list of everything may be longer than what was ever applied at once.
-const MAX_ANSWER: usize = 256 << 20;
+use connect::Client;
 
 /// Some proxies refused what was applied, or have not answered in time.
 pub const EXIT_NOT_LIVE: u8 = 3;
-
-type Client = ControlServiceClient<Channel>;
 
 /// Runs the client with the process's arguments.
 pub async fn main() -> ExitCode {
@@ -44,20 +36,22 @@ pub async fn main() -> ExitCode {
 /// # Errors
 /// What went wrong, for people.
 pub async fn run(args: Args, out: &mut (impl Write + Send)) -> anyhow::Result<ExitCode> {
-    let client = connect(&args.server)?;
+    let client = connect::connect(&args)?;
     commands::run(client, args.command, out).await
-}
-
-/// Connects when the first call is made.
-fn connect(server: &str) -> anyhow::Result<Client> {
-    let endpoint = Endpoint::from_shared(format!("http://{server}"))
-        .with_context(|| format!("--server {server:?} is not host:port"))?
-        .connect_timeout(CONNECT_TIMEOUT);
-    Ok(Client::new(endpoint.connect_lazy()).max_decoding_message_size(MAX_ANSWER))
 }
 
 /// The message of a status, which is all that people want of it.
 fn said(status: &tonic::Status) -> anyhow::Error {
+    // One that came from there has no source; one that was made here has the reason at its end.
+    let mut reason = None;
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        reason = Some(error.to_string());
+        source = error.source();
+    }
+    if let Some(reason) = reason {
+        return anyhow::anyhow!("cannot reach the control plane: {reason}");
+    }
     let code = status.code();
     match status.message() {
         "" => anyhow::anyhow!("{code}"),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{Invalid, Key, Kind, Object, Spec, common::Faults};
+use super::{Invalid, Key, Kind, Object, Spec, common::Faults, suggest::did_you_mean};
 
 /// Where objects go that name no namespace.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -116,6 +116,8 @@ struct Metadata {
     labels: Map<String, Value>,
     #[serde(default)]
     annotations: Map<String, Value>,
+    #[serde(default)]
+    creation_timestamp: Option<String>,
 }
 
 /// Reads one object; `index` says where in its manifest it stands.
@@ -143,9 +145,7 @@ pub fn parse_object(
         .filter(|given| !given.is_empty())
         .unwrap_or_else(|| namespace.to_owned());
     let Some(kind) = Kind::ALL.iter().find(|k| k.as_str() == envelope.kind) else {
-        let known: Vec<_> = Kind::ALL.iter().map(|k| k.as_str()).collect();
-        let why = format!("{:?} is not one of {}", envelope.kind, known.join(", "));
-        return Err(vec![fault(&at, "kind", why)]);
+        return Err(vec![fault(&at, "kind", Kind::unknown(&envelope.kind))]);
     };
     let key = Key {
         kind: *kind,
@@ -178,12 +178,18 @@ pub fn parse_object(
             return Err(faults);
         }
     };
+    let created = envelope.metadata.creation_timestamp.as_deref();
+    let created = created.and_then(|text| text.parse::<prost_types::Timestamp>().ok());
+    let created = created
+        .and_then(|time| u64::try_from(time.seconds).ok())
+        .unwrap_or(0);
     let mut annotations = envelope.metadata.annotations;
     annotations.remove(LAST_APPLIED);
     let json = document_of(&key, envelope.metadata.labels, annotations, &json);
     Ok(Object {
         key,
         revision: 0,
+        created,
         json,
         spec,
     })
@@ -207,7 +213,7 @@ fn typed<T: DeserializeOwned>(value: Value) -> Result<T, (String, String)> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let path = if path == "." { String::new() } else { path };
-        (path, error.into_inner().to_string())
+        (path, did_you_mean(&error.into_inner().to_string()))
     })
 }
 

@@ -6,6 +6,7 @@ mod manifest;
 mod references;
 mod route;
 mod service;
+mod suggest;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -32,8 +33,8 @@ pub use traffic::{
     TcpKeepalive, TcpProbe, TrafficPolicySpec,
 };
 pub use workload::{
-    Abort, Delay, FaultInjectionSpec, HeaderCondition, MutualTlsSpec, RateLimitSpec, TelemetrySpec,
-    TlsMode, TracingSpec,
+    Abort, Delay, FaultInjectionSpec, HeaderCondition, MutualTlsSpec, RateLimitSpec, RouteRef,
+    TelemetrySpec, TlsMode, TracingSpec,
 };
 
 /// What is wrong with an object, and where.
@@ -124,10 +125,13 @@ const OURS: &[&str] = &["outrigger.dev/v1"];
 const GATEWAY: &str = "gateway.networking.k8s.io/v1";
 
 impl Kind {
-    /// By its name, in any case, in the singular or the plural.
+    /// By its name, in any case, in the singular or the plural; `svc` is a Service as with kubectl.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         let wanted = name.to_ascii_lowercase();
+        if wanted == "svc" {
+            return Some(Self::Service);
+        }
         Self::ALL.iter().copied().find(|kind| {
             let own = kind.as_str().to_ascii_lowercase();
             let plural = match own.strip_suffix('y') {
@@ -136,6 +140,15 @@ impl Kind {
             };
             wanted == own || wanted == plural
         })
+    }
+
+    /// Why a name is none of ours, with the one that may have been meant.
+    #[must_use]
+    pub fn unknown(name: &str) -> String {
+        let known: Vec<_> = Self::ALL.iter().map(|kind| kind.as_str()).collect();
+        let slip = suggest::closest(name, known.iter().copied());
+        let slip = slip.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+        format!("{name:?} is not one of {}{slip}", known.join(", "))
     }
 }
 
@@ -169,6 +182,9 @@ pub struct Object {
     pub key: Key,
     /// The revision that wrote it; 0 before it is stored.
     pub revision: u64,
+    /// When it was first written: of two objects the one with the lower number is the older. Our
+    /// store counts revisions; a cluster counts seconds since 1970.
+    pub created: u64,
     /// The whole of it as it is shown.
     pub json: Value,
     /// What it says.

@@ -1,7 +1,9 @@
 //! References that lead nowhere. They are no faults, since what they name may come later; but who
 //! wrote them wants to know.
 
-use super::{BackendRef, Filter, Invalid, Key, Kind, Object, Objects, ParentRef, Spec, TargetRef};
+use super::{
+    BackendRef, Filter, Invalid, Key, Kind, Object, Objects, ParentRef, RouteRef, Spec, TargetRef,
+};
 
 /// What `object` names and is not among `objects`.
 #[must_use]
@@ -41,7 +43,8 @@ pub fn dangling(objects: &Objects, object: &Object) -> Vec<Invalid> {
         Spec::TrafficPolicy(policy) => gaps.targets(&policy.target_refs),
         Spec::AuthorizationPolicy(policy) => gaps.targets(&policy.target_refs),
         Spec::FaultInjection(policy) => gaps.targets(&policy.target_refs),
-        Spec::Service(_) | Spec::MutualTls(_) | Spec::RateLimit(_) | Spec::Telemetry(_) => {}
+        Spec::RateLimit(policy) => gaps.routes(&policy.target_refs),
+        Spec::Service(_) | Spec::MutualTls(_) | Spec::Telemetry(_) => {}
     }
     gaps.found
 }
@@ -92,6 +95,24 @@ impl Gaps<'_> {
                 &target.name,
                 target.port,
             );
+        }
+    }
+
+    fn routes(&mut self, targets: &[RouteRef]) {
+        for (i, target) in targets.iter().enumerate() {
+            let Some(kind) = target.kind() else { continue };
+            let key = Key {
+                kind,
+                namespace: self.object.key.namespace.clone(),
+                name: target.name.clone(),
+            };
+            if !self.objects.by_key.contains_key(&key) {
+                self.found.push(Invalid {
+                    object: self.object.key.to_string(),
+                    path: format!("spec.targetRefs[{i}]"),
+                    why: format!("{key} does not exist"),
+                });
+            }
         }
     }
 

@@ -87,7 +87,7 @@ fn services() {
             kind,
             "{ports: [{port: 80}], endpoint: []}",
             "spec.endpoint: unknown field `endpoint`, expected one of `ports`, `addresses`, \
-             `endpoints`, `serviceAccount`",
+             `endpoints`, `serviceAccount`; did you mean `endpoints`?",
         ),
     ]);
 }

@@ -5,7 +5,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::common::{Faults, Selector, Share, Span, TargetRef, TextMatch, is_token, target_faults};
+use super::{
+    Kind,
+    common::{
+        Faults, MAX_LIST, Selector, Share, Span, TargetRef, TextMatch, is_token, target_faults,
+    },
+};
 
 /// Whether callers without mutual TLS are let in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,10 +161,15 @@ impl FaultInjectionSpec {
     }
 }
 
-/// A bound for the requests that one instance of a workload takes.
+/// A bound for the requests that one instance of a workload takes, or, for routes, that one caller
+/// sends by them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimitSpec {
+    /// The routes; each caller's proxy counts what it sends by all of them together. Not beside
+    /// `selector`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub target_refs: Vec<RouteRef>,
     /// Workloads; absent: all of the namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Selector>,
@@ -173,6 +183,35 @@ pub struct RateLimitSpec {
     pub burst: Option<u32>,
 }
 
+/// Names a route in the policy's namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RouteRef {
+    /// `gateway.networking.k8s.io`.
+    #[serde(default = "gateway_group")]
+    pub group: String,
+    /// `HTTPRoute` or `GRPCRoute`.
+    pub kind: String,
+    /// The route's name.
+    pub name: String,
+}
+
+fn gateway_group() -> String {
+    GATEWAY_GROUP.to_owned()
+}
+
+const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+
+impl RouteRef {
+    /// Whose kind it names; `None` if that is no route of requests.
+    #[must_use]
+    pub fn kind(&self) -> Option<Kind> {
+        [Kind::HttpRoute, Kind::GrpcRoute]
+            .into_iter()
+            .find(|kind| kind.as_str() == self.kind)
+    }
+}
+
 const fn second() -> Span {
     Span(std::time::Duration::from_secs(1))
 }
@@ -182,6 +221,29 @@ impl RateLimitSpec {
     #[must_use]
     pub fn faults(&self) -> Faults {
         let mut faults = Faults::new();
+        if self.selector.is_some() && !self.target_refs.is_empty() {
+            faults.push(("selector".into(), "must not stand beside targetRefs".into()));
+        }
+        if self.target_refs.len() > MAX_LIST {
+            faults.push(("targetRefs".into(), "must have at most 1000 entries".into()));
+        }
+        for (i, target) in self.target_refs.iter().enumerate() {
+            let mut fault = |field: &str, why: &str| {
+                faults.push((format!("targetRefs[{i}].{field}"), why.to_owned()));
+            };
+            if target.kind().is_none() {
+                fault(
+                    "kind",
+                    "must be HTTPRoute or GRPCRoute; workloads are chosen by selector",
+                );
+            }
+            if target.group != GATEWAY_GROUP {
+                fault("group", "must be gateway.networking.k8s.io");
+            }
+            if target.name.is_empty() {
+                fault("name", "must not be empty");
+            }
+        }
         if self.requests == 0 {
             faults.push(("requests".into(), "must be over 0".into()));
         }
@@ -206,7 +268,8 @@ pub struct TelemetrySpec {
     /// Traces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracing: Option<TracingSpec>,
-    /// Whether each request is logged, beside what the proxy was started with; absent: no.
+    /// Whether requests and connections have a line in the access log; absent: yes. A proxy that was
+    /// started with `--access-log off` or `--access-log-scope all` does not ask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<bool>,
 }

@@ -55,6 +55,9 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
 #[derive(Serialize, Deserialize)]
 struct Record {
     revision: u64,
+    /// The revision that first wrote it; not kept by stores of before.
+    #[serde(default)]
+    created: Option<u64>,
     object: Value,
 }
 
@@ -68,6 +71,9 @@ pub struct Grant {
     /// Seconds since 1970.
     pub expires: u64,
 }
+
+/// The hash of a token, and what it proves.
+pub type HashedToken = (Vec<u8>, Grant);
 
 /// What a change did to one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +156,9 @@ impl Store {
             let mut outcomes = Vec::with_capacity(objects.len());
             for mut object in objects {
                 let key = object.key.clone();
-                let change = match next.get(&key) {
+                let old = next.get(&key);
+                object.created = old.map_or(revision, |old| old.created);
+                let change = match old {
                     Some(old) if old.json == object.json => Change::Unchanged,
                     Some(_) => Change::Configured,
                     None => Change::Created,
@@ -201,6 +209,7 @@ impl Store {
                 return Ok(vec![(key.clone(), Change::Unchanged)]);
             }
             new.revision = revision;
+            new.created = old.created;
             next.insert(key.clone(), Arc::new(new));
             Ok(vec![(key.clone(), Change::Configured)])
         })
@@ -256,6 +265,7 @@ impl Store {
                     Some(object) => {
                         let record = Record {
                             revision: object.revision,
+                            created: Some(object.created),
                             object: object.json.clone(),
                         };
                         let bytes = encode(&record, &path)?;
@@ -282,6 +292,38 @@ impl Store {
                 serde_json::from_slice::<Grant>(bytes).is_ok_and(|grant| grant.expires > now)
             })?;
             table.insert(hash, encode(grant, "token")?.as_slice())?;
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Hash and grant of every token that is kept.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn tokens(&self) -> Result<Vec<HashedToken>, StoreError> {
+        let read = self.database.begin_read()?;
+        let mut all = Vec::new();
+        for entry in read.open_table(TOKENS)?.iter()? {
+            let (hash, bytes) = entry?;
+            if let Ok(grant) = serde_json::from_slice(bytes.value()) {
+                all.push((hash.value().to_vec(), grant));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Forgets the tokens with these hashes. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When the disk fails; then none is forgotten.
+    pub fn remove_tokens(&self, hashes: &[&[u8]]) -> Result<(), StoreError> {
+        let write = self.database.begin_write()?;
+        {
+            let mut table = write.open_table(TOKENS)?;
+            for hash in hashes {
+                drop(table.remove(*hash)?);
+            }
         }
         write.commit()?;
         Ok(())
@@ -328,6 +370,7 @@ fn load(database: &Database) -> Result<Objects, StoreError> {
             corrupt(texts.join("; "))
         })?;
         object.revision = record.revision;
+        object.created = record.created.unwrap_or(record.revision);
         by_key.insert(object.key.clone(), Arc::new(object));
     }
     Ok(Objects { revision, by_key })

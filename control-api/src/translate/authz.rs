@@ -104,8 +104,16 @@ impl<'w> Rules<'w> {
     /// requests: an allow rule that asks for them does not match, a deny rule matches without them.
     pub(super) fn filters(&self, http: bool) -> Vec<Filter> {
         let of = |name, action, wire: rbac::Action| {
-            let rules = self.rbac(action, wire, false, http);
-            let shadow = self.rbac(action, wire, true, http);
+            let rules = self.rbac(action, wire, |dry_run| !dry_run, http);
+            let dry = self
+                .policies
+                .iter()
+                .any(|(_, p)| p.action == action && p.dry_run);
+            // What would be if nothing were a dry run: an allow policy adds to those that are in
+            // force, and all of them together are what a request has to pass.
+            let both = action == Action::Allow;
+            let shadow = self.rbac(action, wire, |dry_run| dry_run || both, http);
+            let shadow = shadow.filter(|_| dry);
             let some = rules.is_some() || shadow.is_some();
             some.then_some(Filter {
                 name,
@@ -121,9 +129,15 @@ impl<'w> Rules<'w> {
         all.into_iter().flatten().collect()
     }
 
-    fn rbac(&self, action: Action, wire: rbac::Action, dry_run: bool, http: bool) -> Option<Rbac> {
+    fn rbac(
+        &self,
+        action: Action,
+        wire: rbac::Action,
+        counts: impl Fn(bool) -> bool,
+        http: bool,
+    ) -> Option<Rbac> {
         let chosen = self.policies.iter();
-        let mut chosen = chosen.filter(|(_, p)| p.action == action && p.dry_run == dry_run);
+        let mut chosen = chosen.filter(|(_, p)| p.action == action && counts(p.dry_run));
         let mut policies = BTreeMap::new();
         let first = chosen.next()?;
         for (key, spec) in std::iter::once(first).chain(chosen) {

@@ -2,20 +2,16 @@
 
 use outrigger_proto::envoy::{
     config::{
-        accesslog::v3::{AccessLog, access_log},
         core::v3::{Http1ProtocolOptions, RuntimeFractionalPercent},
         route::v3::RouteConfiguration,
     },
-    extensions::{
-        access_loggers::stream::v3::StdoutAccessLog,
-        filters::{
-            http::{fault::v3::HttpFault, local_ratelimit::v3::LocalRateLimit},
-            network::http_connection_manager::v3::{
-                HttpConnectionManager, HttpFilter, Rds,
-                http_connection_manager::{
-                    CodecType, ForwardClientCertDetails, RouteSpecifier,
-                    ServerHeaderTransformation, SetCurrentClientCertDetails, Tracing,
-                },
+    extensions::filters::{
+        http::{fault::v3::HttpFault, local_ratelimit::v3::LocalRateLimit},
+        network::http_connection_manager::v3::{
+            HttpConnectionManager, HttpFilter, Rds,
+            http_connection_manager::{
+                CodecType, ForwardClientCertDetails, RouteSpecifier, ServerHeaderTransformation,
+                SetCurrentClientCertDetails, Tracing,
             },
         },
     },
@@ -24,7 +20,7 @@ use outrigger_proto::envoy::{
 
 use super::{
     authz::Rules,
-    proto::{ads, any, duration, http_filter, percent, router, seconds},
+    proto::{ads, duration, http_filter, percent, router, seconds},
     route::fraction,
     workload::Telemetry,
 };
@@ -34,6 +30,9 @@ use crate::model::RateLimitSpec;
 pub(super) const NAME: &str = "envoy.filters.network.http_connection_manager";
 /// The fault filter's name, under which routes say what faults they want.
 pub(super) const FAULT: &str = "envoy.filters.http.fault";
+
+/// The rate limit's name, under which routes say theirs.
+pub(super) const RATE_LIMIT: &str = "envoy.filters.http.local_ratelimit";
 
 /// Where routes are.
 pub(super) enum Routing {
@@ -47,11 +46,14 @@ pub(super) enum Routing {
 pub(super) fn outbound(telemetry: Telemetry, routing: Routing) -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: "outbound".to_owned(),
-        // Does nothing until a route asks for faults, so that asking changes the route alone.
+        // These do nothing until a route asks for them, so that asking changes the route alone.
         ..common(
             telemetry,
             routing,
-            vec![http_filter(FAULT, &HttpFault::default())],
+            vec![
+                http_filter(RATE_LIMIT, &no_limit()),
+                http_filter(FAULT, &HttpFault::default()),
+            ],
         )
     }
 }
@@ -75,10 +77,7 @@ pub(super) fn inbound(gate: &Gate<'_>, routing: Routing) -> HttpConnectionManage
         filters.push(http_filter(&name, &filter.http()));
     }
     if let Some(limit) = gate.limit {
-        filters.push(http_filter(
-            "envoy.filters.http.local_ratelimit",
-            &rate_limit(limit),
-        ));
+        filters.push(http_filter(RATE_LIMIT, &rate_limit("inbound", limit)));
     }
     HttpConnectionManager {
         stat_prefix: "inbound".to_owned(),
@@ -98,13 +97,21 @@ pub(super) fn inbound(gate: &Gate<'_>, routing: Routing) -> HttpConnectionManage
     }
 }
 
-fn rate_limit(own: &RateLimitSpec) -> LocalRateLimit {
+fn no_limit() -> LocalRateLimit {
+    LocalRateLimit {
+        stat_prefix: "outbound".to_owned(),
+        ..LocalRateLimit::default()
+    }
+}
+
+/// `name` tells limits apart: what has the same shares one bucket.
+pub(super) fn rate_limit(name: &str, own: &RateLimitSpec) -> LocalRateLimit {
     let always = || RuntimeFractionalPercent {
         default_value: Some(fraction(1_000_000)),
         runtime_key: String::new(),
     };
     LocalRateLimit {
-        stat_prefix: "inbound".to_owned(),
+        stat_prefix: name.to_owned(),
         token_bucket: Some(TokenBucket {
             max_tokens: own.burst.unwrap_or(own.requests),
             tokens_per_fill: Some(own.requests),
@@ -133,7 +140,7 @@ fn common(
             Routing::Inline(routes) => RouteSpecifier::RouteConfig(*routes),
         }),
         http_filters: filters,
-        access_log: telemetry.access_log.then(stdout_log).into_iter().collect(),
+        access_log: telemetry.log(),
         http_protocol_options: Some(Http1ProtocolOptions {
             accept_http_10: true,
             ..Http1ProtocolOptions::default()
@@ -146,15 +153,5 @@ fn common(
             ..Tracing::default()
         }),
         ..HttpConnectionManager::default()
-    }
-}
-
-fn stdout_log() -> AccessLog {
-    AccessLog {
-        name: "envoy.access_loggers.stdout".to_owned(),
-        config_type: Some(access_log::ConfigType::TypedConfig(any(
-            &StdoutAccessLog::default(),
-        ))),
-        ..AccessLog::default()
     }
 }

@@ -119,7 +119,8 @@ impl Side<'_> {
     fn opaque(&self) -> Vec<Filter> {
         let rules = self.rules.filters(false);
         let rules = rules.into_iter().map(network_rbac);
-        rules.chain([tcp(&self.cluster, "inbound")]).collect()
+        let end = tcp(&self.cluster, "inbound", self.shared.telemetry);
+        rules.chain([end]).collect()
     }
 
     fn chain(
@@ -181,7 +182,7 @@ impl Side<'_> {
     /// all other ports.
     fn refusal(&self, chains: &mut Vec<FilterChain>) {
         let nobody = || {
-            let end = tcp(&self.cluster, "inbound");
+            let end = tcp(&self.cluster, "inbound", self.shared.telemetry);
             vec![network_rbac(authz::Filter::nobody()), end]
         };
         chains.push(self.chain("strict", "raw_buffer", &[], nobody()));

@@ -12,6 +12,7 @@ use super::{
     Viewer,
     listener::tcp_to,
     route,
+    workload::Telemetry,
     world::{PortRef, World},
 };
 use crate::model::{BackendRef, Layer4Rule, Object, Spec};
@@ -28,7 +29,12 @@ pub(super) struct Layer4 {
 }
 
 impl Layer4 {
-    pub(super) fn of(world: &World, viewer: &Viewer, port: &PortRef<'_>) -> Self {
+    pub(super) fn of(
+        world: &World,
+        viewer: &Viewer,
+        port: &PortRef<'_>,
+        telemetry: Telemetry,
+    ) -> Self {
         let tls = route::chosen(world, viewer, port, |s| matches!(s, Spec::TlsRoute(_)));
         let tcp = route::chosen(world, viewer, port, |s| matches!(s, Spec::TcpRoute(_)));
         let http = route::chosen(world, viewer, port, route::HTTP);
@@ -36,11 +42,13 @@ impl Layer4 {
         Self {
             tls: tls
                 .iter()
-                .filter_map(|object| chain(object, &mut taken))
+                .filter_map(|object| chain(object, &mut taken, telemetry))
                 .collect(),
-            // Of several the first by name; the Gateway API has the oldest, not known here.
+            // Of several the oldest, as the Gateway API has it.
             tcp: tcp.first().and_then(|object| match &object.spec {
-                Spec::TcpRoute(route) => route.rules.first().map(|rule| to(object, rule)),
+                Spec::TcpRoute(route) => {
+                    route.rules.first().map(|rule| to(object, rule, telemetry))
+                }
                 _ => None,
             }),
             only: !tcp.is_empty() && http.is_empty(),
@@ -49,7 +57,7 @@ impl Layer4 {
 }
 
 /// A server name belongs to the first route that has it.
-fn chain(object: &Object, taken: &mut Vec<String>) -> Option<FilterChain> {
+fn chain(object: &Object, taken: &mut Vec<String>, telemetry: Telemetry) -> Option<FilterChain> {
     let Spec::TlsRoute(route) = &object.spec else {
         return None;
     };
@@ -69,12 +77,12 @@ fn chain(object: &Object, taken: &mut Vec<String>) -> Option<FilterChain> {
             server_names: names,
             ..FilterChainMatch::default()
         }),
-        filters: vec![to(object, route.rules.first()?)],
+        filters: vec![to(object, route.rules.first()?, telemetry)],
         ..FilterChain::default()
     })
 }
 
-fn to(object: &Object, rule: &Layer4Rule) -> Filter {
+fn to(object: &Object, rule: &Layer4Rule, telemetry: Telemetry) -> Filter {
     let weight = |backend: &BackendRef| ClusterWeight {
         name: route::cluster(&object.key.namespace, backend),
         weight: backend.weight.unwrap_or(1),
@@ -87,6 +95,7 @@ fn to(object: &Object, rule: &Layer4Rule) -> Filter {
         _ => ClusterSpecifier::WeightedClusters(WeightedCluster { clusters }),
     };
     tcp_to(TcpProxy {
+        access_log: telemetry.log(),
         stat_prefix: "outbound".to_owned(),
         cluster_specifier: Some(specifier),
         ..TcpProxy::default()

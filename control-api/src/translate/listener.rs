@@ -38,7 +38,7 @@ const TCP_IDLE: i64 = 24 * 3_600;
 const INSPECT: i64 = 1;
 
 /// `outbound`.
-pub(super) fn catch_all() -> Listener {
+pub(super) fn catch_all(telemetry: Telemetry) -> Listener {
     let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     Listener {
         name: names::OUTBOUND.to_owned(),
@@ -48,7 +48,7 @@ pub(super) fn catch_all() -> Listener {
         listener_filters: vec![original_dst()],
         default_filter_chain: Some(FilterChain {
             name: "passthrough".to_owned(),
-            filters: vec![tcp(names::PASSTHROUGH, "outbound")],
+            filters: vec![tcp(names::PASSTHROUGH, "outbound", telemetry)],
             ..FilterChain::default()
         }),
         ..Listener::default()
@@ -57,9 +57,10 @@ pub(super) fn catch_all() -> Listener {
 
 /// `outbound/<ip>:<port>`: a service's virtual address, or an endpoint's own.
 pub(super) fn destination(world: &World, viewer: &Viewer, dialled: SocketAddr) -> Option<Listener> {
+    let telemetry = Telemetry::of(world, viewer);
     let (protocol, routing, cluster, layer4) = if let Some(port) = world.virtual_port(dialled) {
         let routing = Routing::Rds(names::routes(&port));
-        let layer4 = Layer4::of(world, viewer, &port);
+        let layer4 = Layer4::of(world, viewer, &port, telemetry);
         (
             port.port.app_protocol,
             routing,
@@ -81,9 +82,10 @@ pub(super) fn destination(world: &World, viewer: &Viewer, dialled: SocketAddr) -
         bind_to_port: Some(false),
         ..Listener::default()
     };
-    let telemetry = Telemetry::of(world, viewer);
     let http = || filter(http::NAME, &http::outbound(telemetry, routing));
-    let opaque = layer4.tcp.unwrap_or_else(|| tcp(&cluster, "outbound"));
+    let opaque = layer4
+        .tcp
+        .unwrap_or_else(|| tcp(&cluster, "outbound", telemetry));
     match protocol {
         Some(AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc) => {
             listener.filter_chains = vec![chain("http", http())];
@@ -126,8 +128,9 @@ fn chain(name: &str, end: Filter) -> FilterChain {
 }
 
 /// Opaque bytes to one cluster.
-pub(super) fn tcp(cluster: &str, stat_prefix: &str) -> Filter {
+pub(super) fn tcp(cluster: &str, stat_prefix: &str, telemetry: Telemetry) -> Filter {
     tcp_to(TcpProxy {
+        access_log: telemetry.log(),
         stat_prefix: stat_prefix.to_owned(),
         cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
         ..TcpProxy::default()

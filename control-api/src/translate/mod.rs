@@ -96,7 +96,10 @@ pub fn resource(world: &World, viewer: &Viewer, kind: ResourceType, name: &str) 
     match kind {
         ResourceType::Listener => match ListenerName::parse(name)? {
             ListenerName::Inbound => Some(proto::any(&inbound::listener(world, viewer))),
-            ListenerName::Outbound => Some(proto::any(&listener::catch_all())),
+            ListenerName::Outbound => {
+                let telemetry = workload::Telemetry::of(world, viewer);
+                Some(proto::any(&listener::catch_all(telemetry)))
+            }
             ListenerName::To(address) => {
                 listener::destination(world, viewer, address).map(|l| proto::any(&l))
             }

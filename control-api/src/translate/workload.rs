@@ -2,8 +2,14 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use outrigger_proto::envoy::{
+    config::accesslog::v3::{AccessLog, access_log},
+    extensions::access_loggers::stream::v3::StdoutAccessLog,
+};
+
 use super::{
     Viewer,
+    proto::any,
     world::{SYSTEM_NAMESPACE, World},
 };
 use crate::model::{Key, MutualTlsSpec, RateLimitSpec, Selector, Share, Spec, TlsMode};
@@ -38,7 +44,7 @@ pub(super) struct Telemetry {
 }
 
 impl Telemetry {
-    /// The most exact policy that says something counts; of equals the first by name.
+    /// The most exact policy that says something counts; of equals the oldest.
     pub(super) fn of(world: &World, viewer: &Viewer) -> Self {
         let (mut sampling, mut access_log) = (None, None);
         for object in world.workload_policies(&viewer.namespace) {
@@ -54,8 +60,22 @@ impl Telemetry {
         }
         Self {
             sampling: sampling.map(|(_, share)| share),
-            access_log: access_log.is_some_and(|(_, on)| on),
+            access_log: access_log.is_none_or(|(_, on)| on),
         }
+    }
+}
+
+impl Telemetry {
+    /// What a filter says of its access log.
+    pub(super) fn log(self) -> Vec<AccessLog> {
+        let stdout = AccessLog {
+            name: "envoy.access_loggers.stdout".to_owned(),
+            config_type: Some(access_log::ConfigType::TypedConfig(any(
+                &StdoutAccessLog::default(),
+            ))),
+            ..AccessLog::default()
+        };
+        self.access_log.then_some(stdout).into_iter().collect()
     }
 }
 
@@ -84,25 +104,37 @@ pub(super) struct MutualTls {
 }
 
 impl MutualTls {
+    /// The most exact policies count; of several that are equally exact the stricter wins, port by
+    /// port: two people who each secured something must not open it for each other.
     pub(super) fn of(world: &World, viewer: &Viewer) -> Self {
-        let mut best: Option<(Aim, &MutualTlsSpec)> = None;
+        let mut best: Option<Aim> = None;
+        let mut chosen: Vec<&MutualTlsSpec> = Vec::new();
         for object in world.workload_policies(&viewer.namespace) {
             let Spec::MutualTls(spec) = &object.spec else {
                 continue;
             };
-            let aim = aim(&object.key, spec.selector.as_ref(), viewer);
-            if let Some(aim) = aim {
-                prefer(&mut best, aim, Some(spec.as_ref()));
+            let Some(aim) = aim(&object.key, spec.selector.as_ref(), viewer) else {
+                continue;
+            };
+            if best.is_none_or(|held| aim > held) {
+                best = Some(aim);
+                chosen.clear();
+            }
+            if best == Some(aim) {
+                chosen.push(spec.as_ref());
             }
         }
-        let Some((_, spec)) = best else {
-            return Self::default();
-        };
         let strict = |mode: TlsMode| mode == TlsMode::Strict;
-        let ports = spec.ports.iter();
+        let on = |port: &u16| {
+            let mut modes = chosen
+                .iter()
+                .map(|spec| spec.ports.get(port).unwrap_or(&spec.mode));
+            modes.any(|mode| strict(*mode))
+        };
+        let named = chosen.iter().flat_map(|spec| spec.ports.keys());
         Self {
-            strict: strict(spec.mode),
-            ports: ports.map(|(port, mode)| (*port, strict(*mode))).collect(),
+            strict: chosen.iter().any(|spec| strict(spec.mode)),
+            ports: named.map(|port| (*port, on(port))).collect(),
         }
     }
 
@@ -118,7 +150,7 @@ impl MutualTls {
     }
 }
 
-/// How many requests the workload takes: the most exact policy, of equals the first by name.
+/// How many requests the workload takes: the most exact policy, of equals the oldest.
 pub(super) fn rate_limit<'w>(world: &'w World, viewer: &Viewer) -> Option<&'w RateLimitSpec> {
     let mut best = None;
     for object in world.workload_policies(&viewer.namespace) {

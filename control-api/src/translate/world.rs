@@ -76,8 +76,8 @@ struct Place {
     endpoint: usize,
 }
 
-/// The services that an object is attached to, each once.
-fn services_of(object: &Object) -> BTreeSet<Key> {
+/// The services, or routes, that an object is attached to, each once.
+fn targets_of(object: &Object) -> BTreeSet<Key> {
     let key = |namespace: &str, name: &str| Key {
         kind: Kind::Service,
         namespace: namespace.to_owned(),
@@ -94,9 +94,16 @@ fn services_of(object: &Object) -> BTreeSet<Key> {
         Spec::TrafficPolicy(policy) => policy.target_refs.iter().map(target).collect(),
         Spec::AuthorizationPolicy(policy) => policy.target_refs.iter().map(target).collect(),
         Spec::FaultInjection(policy) => policy.target_refs.iter().map(target).collect(),
-        Spec::Service(_) | Spec::MutualTls(_) | Spec::RateLimit(_) | Spec::Telemetry(_) => {
-            BTreeSet::new()
+        Spec::RateLimit(policy) => {
+            let routes = policy.target_refs.iter().filter_map(|route| {
+                Some(Key {
+                    kind: route.kind()?,
+                    ..key(own, &route.name)
+                })
+            });
+            routes.collect()
         }
+        Spec::Service(_) | Spec::MutualTls(_) | Spec::Telemetry(_) => BTreeSet::new(),
     }
 }
 
@@ -110,7 +117,8 @@ fn service_in(object: &Object) -> Option<&ServiceSpec> {
 fn is_of_workloads(object: &Object) -> bool {
     match &object.spec {
         Spec::AuthorizationPolicy(policy) => policy.target_refs.is_empty(),
-        Spec::MutualTls(_) | Spec::RateLimit(_) | Spec::Telemetry(_) => true,
+        Spec::RateLimit(policy) => policy.target_refs.is_empty(),
+        Spec::MutualTls(_) | Spec::Telemetry(_) => true,
         _ => false,
     }
 }
@@ -127,7 +135,7 @@ pub struct World {
     virtual_addresses: BTreeMap<SocketAddr, Place>,
     /// By the endpoint's address, with the port on which it listens.
     instances: HashMap<IpAddr, Vec<(u16, Place)>>,
-    /// Policies and routes by the service that they are attached to.
+    /// Policies and routes by the service, or the route, that they are attached to.
     attached: BTreeMap<Key, Vec<Arc<Object>>>,
     /// Policies of workloads by their namespace.
     workloads: BTreeMap<String, Vec<Arc<Object>>>,
@@ -163,9 +171,12 @@ impl World {
             }
         }
         let (mut attached, mut workloads) = (BTreeMap::new(), BTreeMap::new());
-        for object in objects.by_key.values() {
-            for service in services_of(object) {
-                let list: &mut Vec<_> = attached.entry(service).or_default();
+        // The Gateway API's order of precedence: the oldest, then by name.
+        let mut by_age: Vec<_> = objects.by_key.values().collect();
+        by_age.sort_by_key(|object| (object.created, &object.key));
+        for object in by_age {
+            for target in targets_of(object) {
+                let list: &mut Vec<_> = attached.entry(target).or_default();
                 list.push(Arc::clone(object));
             }
             if is_of_workloads(object) {
@@ -185,13 +196,14 @@ impl World {
         }
     }
 
-    /// What is attached to a service, in order of kind, namespace and name.
+    /// What is attached to a service or a route, the oldest first.
     #[must_use]
-    pub fn attached(&self, service: &Key) -> &[Arc<Object>] {
-        self.attached.get(service).map_or(&[], Vec::as_slice)
+    pub fn attached(&self, target: &Key) -> &[Arc<Object>] {
+        self.attached.get(target).map_or(&[], Vec::as_slice)
     }
 
-    /// Policies for the workloads of a namespace: those of the mesh first, then its own.
+    /// Policies for the workloads of a namespace: those of the mesh first, then its own; of each the
+    /// oldest first.
     pub fn workload_policies(&self, namespace: &str) -> impl Iterator<Item = &Arc<Object>> {
         let of = |namespace| self.workloads.get(namespace).map_or(&[][..], Vec::as_slice);
         let mesh = of(SYSTEM_NAMESPACE).iter();

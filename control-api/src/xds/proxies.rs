@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -22,6 +22,8 @@ pub struct ProxyEntry {
     pub address: SocketAddr,
     /// Seconds since 1970.
     pub since: u64,
+    /// End of the newest certificate known of it, in seconds since 1970.
+    pub certificate_until: Option<u64>,
     /// The revision that was last looked at for it.
     pub sent: u64,
     /// Every answer up to this revision was taken or refused.
@@ -65,6 +67,16 @@ impl Proxies {
     #[must_use]
     pub fn all(&self) -> Vec<ProxyEntry> {
         self.lock().1.values().cloned().collect()
+    }
+
+    /// Notes that a certificate was issued for `identity` to whoever is at `ip`.
+    pub fn renewed(&self, identity: &Identity, ip: IpAddr, until: u64) {
+        let mut entries = self.lock();
+        for entry in entries.1.values_mut() {
+            if entry.identity == *identity && entry.address.ip() == ip {
+                entry.certificate_until = entry.certificate_until.max(Some(until));
+            }
+        }
     }
 
     /// How many there are.

@@ -207,6 +207,7 @@ impl AdsServer {
             identity,
             address: peer.address,
             since: self.clock.unix(),
+            certificate_until: peer.certificate_until,
             sent: 0,
             settled: 0,
             rejected: Vec::new(),

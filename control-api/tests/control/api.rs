@@ -27,7 +27,7 @@ spec:
   endpoints: [{address: 10.1.0.2}]
 ";
 
-async fn run(running: &Running, words: &[&str]) -> (anyhow::Result<ExitCode>, String) {
+pub(crate) async fn run(running: &Running, words: &[&str]) -> (anyhow::Result<ExitCode>, String) {
     let server = running.api_addr.to_string();
     let all = ["outrigger", "--server", &server]
         .into_iter()
@@ -178,7 +178,7 @@ async fn endpoints_come_and_go_at_once() {
 
     let (_, table) = run(&running, &["endpoints"]).await;
     let row: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(row, ["shop", "cart", "10.1.0.3", "b", "mesh", "default"]);
+    assert_eq!(row, ["shop", "cart", "10.1.0.3", "b", "mTLS", "default"]);
     let words = [
         "endpoint", "register", "cart", "10.1.0.4", "--port", "none=1", "-n", "shop",
     ];
@@ -227,7 +227,7 @@ async fn apply_and_wait_tells_who_refused() {
     let words = ["apply", "-f", file, "--wait"];
     let ((result, said), ads) = tokio::join!(run(&running, &words), refuse);
     assert_eq!(result.unwrap(), ExitCode::from(cli::EXIT_NOT_LIVE));
-    assert!(said.contains("taken by 0 of 1 proxies"), "{said}");
+    assert!(said.contains("taken by 0 of 1 proxy"), "{said}");
     assert!(
         said.contains("rejected by shop/cart-1: no such thing as a cart"),
         "{said}"

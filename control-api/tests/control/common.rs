@@ -40,16 +40,22 @@ use tonic::{
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn control_plane(dir: &Path, clock: Clock) -> Running {
+    app::start(settings(dir), clock).await.unwrap()
+}
+
+pub(crate) fn settings(dir: &Path) -> Settings {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let settings = Settings {
+    Settings {
         state_dir: dir.to_owned(),
         xds_addr: any,
         api_addr: any,
+        api_insecure: false,
+        api_token_file: None,
+        ca_files: None,
         telemetry_addr: any,
         trust_domain: "outrigger.local".into(),
         certificate_ttl: Duration::from_secs(3_600),
-    };
-    app::start(settings, clock).await.unwrap()
+    }
 }
 
 pub(crate) fn api(running: &Running) -> ControlServiceClient<Channel> {

@@ -2,8 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod api;
+mod cli;
 mod common;
 mod durable;
 mod mesh;
+mod roots;
+mod security;
 mod sotw;
 mod storm;

@@ -117,6 +117,7 @@ pub(super) async fn serve(worker: &Arc<Worker>, mut chosen: Chosen, proxy: &TcpP
         chosen.conn.peer.clone(),
         Instant::now(),
     );
+    record.logged = proxy.access_log;
     let dialled = match chosen.dialled.take() {
         Some(upstream) => Ok(upstream),
         None => dial(worker, proxy, chosen.conn.destination).await,

@@ -42,6 +42,7 @@ impl Dial for Connections {
             idle_timeout: None,
             max_requests: None,
             h2_keepalive: None,
+            generation: endpoint.generation(),
         };
         let wire = match speaks {
             Speaks::Http1 => Wire::Http1,

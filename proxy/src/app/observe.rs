@@ -36,6 +36,7 @@ pub(super) fn telemetry(args: &RunArgs, spans: Spans) -> anyhow::Result<Arc<Tele
         None => None,
         Some(format) => Some(AccessLog {
             format,
+            scope: args.scope(),
             lines: Lines::start("access-log", io::stdout()).context("access log")?,
         }),
     };

@@ -531,7 +531,7 @@ impl ClusterHandle {
         {
             let oldest = *oldest.0;
             if let Some((gone, _)) = known.remove(&oldest) {
-                gone.run.removed.store(true, Relaxed);
+                gone.run.remove();
             }
         }
         let config = Arc::new(Endpoint {

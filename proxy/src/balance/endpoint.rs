@@ -58,7 +58,9 @@ pub(super) struct Runtime {
     /// Nanoseconds since `base`: when it became a member, or passed checks again. Slow start counts
     /// from here.
     warm_since: AtomicU64,
-    pub(super) removed: AtomicBool,
+    removed: AtomicBool,
+    /// Counts how often connections were to end; each knows the number that it was made under.
+    generation: Arc<AtomicU32>,
     pub(super) successes: AtomicU64,
     pub(super) failures: AtomicU64,
 }
@@ -110,9 +112,21 @@ impl Runtime {
             checked: AtomicU8::new(0),
             warm_since: AtomicU64::new(at),
             removed: AtomicBool::new(false),
+            generation: Arc::default(),
             successes: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         })
+    }
+
+    /// The address is no member any more.
+    pub(super) fn remove(&self) {
+        self.removed.store(true, Relaxed);
+        self.disconnect();
+    }
+
+    /// Connections to it serve no further request.
+    pub(super) fn disconnect(&self) {
+        self.generation.fetch_add(1, Relaxed);
     }
 
     fn millis(&self, now: Instant) -> u64 {
@@ -223,6 +237,13 @@ impl EndpointState {
     #[must_use]
     pub fn is_removed(&self) -> bool {
         self.run.removed.load(Relaxed)
+    }
+
+    /// Grows when connections to it are to end: it has left its cluster, or its checks failed and
+    /// the cluster wants that (Envoy's `close_connections_on_host_health_failure`).
+    #[must_use]
+    pub fn generation(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.run.generation)
     }
 
     /// Whether it counts as a member at all: one that drains or said that it is leaving is not

@@ -237,7 +237,7 @@ fn mark_removed(old: &ClusterHandle, new: Option<&Arc<ClusterHandle>>) {
             members.any(|other| Arc::ptr_eq(&other.run, &member.run))
         });
         if !stays {
-            member.run.removed.store(true, Relaxed);
+            member.run.remove();
         }
     }
 }

@@ -142,7 +142,8 @@ pub enum HttpFilter {
     Rbac(Arc<Rbac>),
     /// `None` only enables faults that routes configure.
     Fault(Option<Arc<FaultInjection>>),
-    LocalRateLimit(Arc<LocalRateLimit>),
+    /// `None` only enables limits that routes configure.
+    LocalRateLimit(Option<Arc<LocalRateLimit>>),
 }
 
 /// A token bucket (Envoy `LocalRateLimit`).

@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::{
+    listener::LocalRateLimit,
     matcher::{HeaderMatch, StringMatch},
     rbac::Rbac,
     units::{Backoff, ClusterName, Fraction, RouteConfigName},
@@ -64,6 +65,17 @@ pub struct RouteFilters {
     pub fault: Option<Arc<FaultInjection>>,
     /// `Some(None)` switches the listener's RBAC off for this route.
     pub rbac: Option<Option<Arc<Rbac>>>,
+    /// `Some(None)` switches the listener's rate limit off for this route.
+    pub rate_limit: Option<Option<Arc<RouteRateLimit>>>,
+}
+
+/// A rate limit of routes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteRateLimit {
+    /// Envoy's `stat_prefix`. Routes whose limits have the same name and setting share one bucket,
+    /// over all listeners of the proxy.
+    pub name: Arc<str>,
+    pub limit: LocalRateLimit,
 }
 
 /// Conditions; all must hold.

@@ -3,11 +3,12 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use outrigger_proto::outrigger::identity::v1::{
-    CreateCertificateRequest, CreateCertificateResponse,
+    CreateCertificateRequest, CreateCertificateResponse, WatchTrustBundleRequest,
     certificate_service_client::CertificateServiceClient,
 };
-use rand::RngExt;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
+use tokio::sync::mpsc;
 use tonic::transport::Endpoint;
 
 use super::{Connector, WallClock};
@@ -23,6 +24,12 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Waits between failed requests.
 const RETRY_BASE: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(15);
+/// Waits between streams of trust bundles; a bundle also comes with every certificate.
+const BUNDLE_RETRY_MAX: Duration = Duration::from_secs(60);
+/// When another root signs, proxies renew within this time, not all at once.
+const RENEW_SPREAD: Duration = Duration::from_secs(10);
+/// A stream whose other end is gone without a word is noticed after this and [`REQUEST_TIMEOUT`].
+const PING_EVERY: Duration = Duration::from_secs(30);
 
 /// Why there is no new certificate; the old one stays in force.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +75,19 @@ pub trait Authority: Send + Sync {
         csr_pem: String,
         proof: Proof,
     ) -> impl Future<Output = Result<CreateCertificateResponse, SourceError>> + Send;
+
+    /// Sends the trust bundle, then each new one as it comes into force, to `news`. Ends when
+    /// nothing more will come this way; one that has no news to tell never does.
+    ///
+    /// # Errors
+    /// When it cannot be followed, or no longer.
+    fn follow(
+        &self,
+        news: &mpsc::Sender<String>,
+    ) -> impl Future<Output = Result<(), SourceError>> + Send {
+        let _nobody = news;
+        std::future::pending()
+    }
 }
 
 impl Authority for Connector {
@@ -94,6 +114,24 @@ impl Authority for Connector {
             .map_err(|status| SourceError::Refused(Box::new(status)))?;
         Ok(answer.into_inner())
     }
+
+    async fn follow(&self, news: &mpsc::Sender<String>) -> Result<(), SourceError> {
+        let channel = Endpoint::from_static("http://control-plane")
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(REQUEST_TIMEOUT)
+            .connect_with_connector(self.clone())
+            .await?;
+        let refused = |status| SourceError::Refused(Box::new(status));
+        let mut client = CertificateServiceClient::new(channel);
+        let answer = client.watch_trust_bundle(WatchTrustBundleRequest {}).await;
+        let mut stream = answer.map_err(refused)?.into_inner();
+        while let Some(message) = stream.message().await.map_err(refused)? {
+            if news.send(message.trust_bundle_pem).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Asks the control plane's certificate authority. The key is made here and never leaves.
@@ -114,9 +152,19 @@ const SAVED: &str = "identity.pem";
 /// Between its three parts.
 const PART: &str = "\n# ----\n";
 
+/// What trust bundles that were sent have led to.
+#[derive(Debug, Default)]
+struct News {
+    /// The one that was sent last, which is newer than any that came with a certificate.
+    bundle: Option<String>,
+    /// Ask for a certificate then, in seconds since 1970: another root signs now.
+    early: Option<u64>,
+}
+
 impl<A: Authority> CertificateSource<A> {
-    /// Fetches and renews for as long as it runs, putting each new identity into `store`.
-    pub async fn run(self, store: Arc<IdentityStore>, mut rng: rand::rngs::StdRng) {
+    /// Fetches and renews for as long as it runs, putting each new identity, and each new trust
+    /// bundle, into `store`.
+    pub async fn run(self, store: Arc<IdentityStore>, mut rng: StdRng) {
         let backoff = Backoff::new(RETRY_BASE, RETRY_MAX).unwrap_or(Backoff::REQUEST);
         let mut failures = 0_u32;
         let jitter = rng.random::<f64>();
@@ -125,12 +173,23 @@ impl<A: Authority> CertificateSource<A> {
             tracing::info!(identity = %self.id, not_after, "saved certificate in use");
             store.set(saved);
         }
+        let (send, mut bundles) = mpsc::channel(1);
+        let mut seeded = StdRng::seed_from_u64(rng.random());
+        let mut follow = std::pin::pin!(self.follow(&store, send, &mut seeded));
+        let mut news = News::default();
         loop {
             let now = self.clock.now();
             let current = store.get();
             let due = current.as_ref().map_or(0, |own| own.renew_at(jitter));
+            let due = due.min(news.early.unwrap_or(u64::MAX));
             if let Some(wait @ 1..) = due.checked_sub(now.as_secs()) {
-                tokio::time::sleep(Duration::from_secs(wait).min(CHECK_EVERY)).await;
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_secs(wait).min(CHECK_EVERY)) => {}
+                    () = &mut follow => {}
+                    Some(bundle) = bundles.recv() => {
+                        self.trust(&store, &mut news, bundle, &mut rng).await;
+                    }
+                }
                 continue;
             }
             match self.fetch(current.as_deref(), failures).await {
@@ -143,7 +202,8 @@ impl<A: Authority> CertificateSource<A> {
                         "certificate received"
                     );
                     failures = 0;
-                    store.set(identity);
+                    news.early = None;
+                    store.set(self.newest(identity, &news).await);
                     // However short-lived certificates are, the authority gets a rest.
                     tokio::time::sleep(RETRY_BASE).await;
                 }
@@ -155,6 +215,87 @@ impl<A: Authority> CertificateSource<A> {
                     tokio::time::sleep(wait).await;
                 }
             }
+        }
+    }
+
+    /// Follows the authority's trust bundles, from when there is a certificate on.
+    async fn follow(&self, store: &IdentityStore, send: mpsc::Sender<String>, rng: &mut StdRng) {
+        store.ready().await;
+        let backoff = Backoff::new(RETRY_BASE, BUNDLE_RETRY_MAX).unwrap_or(Backoff::REQUEST);
+        let mut failures = 0_u32;
+        loop {
+            let began = tokio::time::Instant::now();
+            let ended = self.authority.follow(&send).await;
+            if began.elapsed() > BUNDLE_RETRY_MAX {
+                failures = 0;
+            }
+            let wait = backoff.wait(failures, rng) + RETRY_BASE;
+            failures = failures.saturating_add(1);
+            let why = ended.err().map(|error| error.to_string());
+            tracing::debug!(why, retry_in = ?wait, "the trust bundle is not followed");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Puts a trust bundle in force for all handshakes from now on.
+    async fn trust(
+        &self,
+        store: &IdentityStore,
+        news: &mut News,
+        bundle: String,
+        rng: &mut StdRng,
+    ) {
+        let Some(current) = store.get() else {
+            return;
+        };
+        let now = self.clock.now();
+        if current.roots_pem != bundle {
+            let identity = match current.with_roots(&bundle, now) {
+                Ok(identity) => identity,
+                Err(error) => {
+                    tracing::warn!(%error, "the trust bundle sent is not usable");
+                    return;
+                }
+            };
+            let replaced = !identity.is_of_first_root(now);
+            let names = identity.roots.names();
+            tracing::info!(bundle = names, replaced, "trust bundle changed");
+            if replaced {
+                let spread = rng.random_range(0..=RENEW_SPREAD.as_secs());
+                news.early = Some(now.as_secs().saturating_add(spread));
+            }
+            self.save_bundle(&bundle).await;
+            store.set(identity);
+        }
+        news.bundle = Some(bundle);
+    }
+
+    /// `identity` with the bundle that was sent last: it may have come after the request.
+    async fn newest(&self, identity: Identity, news: &News) -> Identity {
+        let Some(bundle) = news.bundle.as_ref().filter(|b| **b != identity.roots_pem) else {
+            return identity;
+        };
+        match identity.with_roots(bundle, self.clock.now()) {
+            Ok(newer) => {
+                self.save_bundle(bundle).await;
+                newer
+            }
+            Err(_) => identity,
+        }
+    }
+
+    /// Keeps the saved certificate with another bundle.
+    async fn save_bundle(&self, bundle: &str) {
+        let Some(dir) = &self.state_dir else { return };
+        let Ok(text) = tokio::fs::read_to_string(dir.join(SAVED)).await else {
+            return;
+        };
+        let mut parts = text.split(PART);
+        let (Some(chain), Some(key)) = (parts.next(), parts.next()) else {
+            return;
+        };
+        if let Err(error) = save(dir, &[chain, key, bundle].join(PART)).await {
+            tracing::warn!(dir = %dir.display(), %error, "the trust bundle is not saved");
         }
     }
 

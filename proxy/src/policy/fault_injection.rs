@@ -207,7 +207,7 @@ mod tests {
         let [a, b, c] = [1, 2, 3].map(|share| Arc::new(config(share, 0, None)));
         let with = |fault: Option<&Arc<FaultInjection>>| RouteFilters {
             fault: fault.cloned(),
-            rbac: None,
+            ..RouteFilters::default()
         };
         let pick = |host, route| {
             let (host, route) = (with(host), with(route));

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::{
         Listener, SpiffeId,
-        listener::{HttpFilter, HttpManager},
+        listener::{HttpFilter, HttpManager, LocalRateLimit},
         matcher::RequestView,
     },
     fault::Fault,
@@ -165,6 +165,7 @@ impl<'a> Job<'a> {
         let now = Instant::now();
         let mut record = Record::new(conn.listener.direction, conn.source, conn.destination, now);
         let caller = Caller::of(&parts.method, parts.version, &parts.headers);
+        record.logged = manager.access_log;
         record.peer.clone_from(&conn.peer);
         record.method = parts.method.clone();
         record.version = parts.version;
@@ -282,20 +283,33 @@ impl<'a> Job<'a> {
                         self.authorize(rbac)?;
                     }
                 }
-                HttpFilter::LocalRateLimit(limit) => {
-                    if let Some(bucket) = self.world.bucket(limit)
-                        && let Err(wait) = bucket.take(Instant::now())
-                    {
-                        return Err(Local {
-                            status: Some(limit.status),
-                            retry_after: Some(wait),
-                            ..Local::new(Fault::RateLimited, "local rate limit")
-                        });
-                    }
-                }
+                HttpFilter::LocalRateLimit(limit) => self.limit(limit.as_ref(), hit)?,
                 // Faults wait, so they come after the filters that only decide.
                 HttpFilter::Fault(_) => {}
             }
+        }
+        Ok(())
+    }
+
+    /// The route's rate limit, else its virtual host's, else the listener's.
+    fn limit(&self, listener: Option<&Arc<LocalRateLimit>>, hit: &RouteHit) -> Result<(), Local> {
+        let (host, route) = (&hit.host.filters, &hit.route.filters);
+        let (bucket, limit) = match route.rate_limit.as_ref().or(host.rate_limit.as_ref()) {
+            Some(Some(own)) => (self.world.route_bucket(own), Some(&own.limit)),
+            Some(None) => (None, None),
+            None => (
+                listener.and_then(|limit| self.world.bucket(limit)),
+                listener.map(AsRef::as_ref),
+            ),
+        };
+        if let (Some(bucket), Some(limit)) = (bucket, limit)
+            && let Err(wait) = bucket.take(Instant::now())
+        {
+            return Err(Local {
+                status: Some(limit.status),
+                retry_after: Some(wait),
+                ..Local::new(Fault::RateLimited, "local rate limit")
+            });
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use crate::{
     config::{
         Cluster, Listener, RouteConfig, RouteConfigName,
         listener::{ChainKind, Direction, HttpFilter, HttpManager, LocalRateLimit, Routes},
+        route::RouteRateLimit,
         snapshot::Snapshot,
     },
     drain::Drain,
@@ -40,6 +41,8 @@ pub struct World {
     inline: HashMap<usize, Arc<RouteTable>>,
     /// Token buckets, by the address of their setting, which `live` keeps alive.
     buckets: HashMap<usize, Arc<TokenBucket>>,
+    /// Those of routes, by name.
+    route_buckets: HashMap<Arc<str>, Arc<TokenBucket>>,
 }
 
 impl World {
@@ -79,7 +82,7 @@ impl World {
                 });
             }
             for filter in &manager.filters {
-                if let HttpFilter::LocalRateLimit(limit) = filter {
+                if let HttpFilter::LocalRateLimit(Some(limit)) = filter {
                     let key = Arc::as_ptr(limit).addr();
                     buckets.entry(key).or_insert_with(|| {
                         let old = previous.buckets.get(&key).filter(|_| same);
@@ -88,6 +91,14 @@ impl World {
                 }
             }
         }
+        let route_buckets = route_limits(&snapshot)
+            .map(|own| {
+                let old = previous.route_buckets.get(&own.name);
+                let old = old.filter(|old| *old.config() == own.limit);
+                let new = || Arc::new(TokenBucket::new(own.limit, now));
+                (Arc::clone(&own.name), old.map_or_else(new, Arc::clone))
+            })
+            .collect();
         let catch_all = |direction| {
             snapshot
                 .listeners
@@ -101,8 +112,15 @@ impl World {
             tables,
             inline,
             buckets,
+            route_buckets,
             live,
         }
+    }
+
+    /// The token bucket of a rate limit of routes.
+    #[must_use]
+    pub fn route_bucket(&self, limit: &RouteRateLimit) -> Option<&Arc<TokenBucket>> {
+        self.route_buckets.get(&limit.name)
     }
 
     /// The token bucket of a rate limit.
@@ -122,12 +140,7 @@ impl World {
 
     /// Every route configuration in force.
     pub fn route_configs(&self) -> impl Iterator<Item = &Arc<RouteConfig>> {
-        let snapshot = &self.live.snapshot;
-        let inline = managers(snapshot).filter_map(|manager| match &manager.routes {
-            Routes::Inline(config) => Some(config),
-            Routes::Rds(_) => None,
-        });
-        snapshot.routes.values().chain(inline)
+        route_configs(&self.live.snapshot)
     }
 
     /// The catch-all listener of a direction.
@@ -153,6 +166,25 @@ impl World {
             by_destination.get(&any)
         })
     }
+}
+
+fn route_configs(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<RouteConfig>> {
+    let inline = managers(snapshot).filter_map(|manager| match &manager.routes {
+        Routes::Inline(config) => Some(config),
+        Routes::Rds(_) => None,
+    });
+    snapshot.routes.values().chain(inline)
+}
+
+/// The rate limits of all virtual hosts and routes.
+fn route_limits(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<RouteRateLimit>> {
+    let hosts = route_configs(snapshot).flat_map(|config| &config.virtual_hosts);
+    hosts
+        .flat_map(|host| {
+            let routes = host.routes.iter().map(|route| &route.filters);
+            std::iter::once(&host.filters).chain(routes)
+        })
+        .filter_map(|filters| filters.rate_limit.as_ref()?.as_ref())
 }
 
 fn managers(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<HttpManager>> {
@@ -246,6 +278,7 @@ impl Worker {
             idle_timeout: cluster.idle_timeout,
             max_requests: cluster.max_requests_per_connection,
             h2_keepalive: cluster.h2_keepalive,
+            generation: endpoint.generation(),
         }
     }
 }

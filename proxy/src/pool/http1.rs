@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Admit, ConnectError, Dialed, Key, Permit, Pool, Target, Timings, Wire};
+use super::{Admit, Bond, ConnectError, Dialed, Key, Permit, Pool, Target, Timings, Wire};
 use crate::{
     config::{ClusterName, SpiffeId},
     http::h1::{ClientConn, Limits},
@@ -29,6 +29,7 @@ struct Facts {
     served: u32,
     idle_timeout: Option<Duration>,
     max_requests: Option<u32>,
+    bond: Bond,
 }
 
 /// A connection that waits for its next request.
@@ -52,7 +53,8 @@ impl Idle {
     pub(super) fn keep(&mut self, now: Instant) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         let limit = self.facts.idle_timeout;
-        limit.is_none_or(|limit| now.duration_since(self.since) < limit)
+        self.facts.bond.holds()
+            && limit.is_none_or(|limit| now.duration_since(self.since) < limit)
             && self.conn.poll_idle_closed(&mut cx).is_pending()
     }
 }
@@ -103,7 +105,7 @@ impl Http1Lease {
         facts.served += 1;
         facts.idle_timeout = idle_limit(facts.idle_timeout, conn.keep_alive_timeout());
         let worn = facts.max_requests.is_some_and(|max| facts.served >= max);
-        if worn || !conn.is_reusable() {
+        if worn || !facts.bond.holds() || !conn.is_reusable() {
             return;
         }
         conn.rest();
@@ -160,6 +162,7 @@ impl Pool {
             });
         }
         let permit = self.permit(target, admit)?;
+        let bond = Bond::of(target);
         let Dialed {
             io,
             peer,
@@ -178,6 +181,7 @@ impl Pool {
                 served: 0,
                 idle_timeout: target.idle_timeout,
                 max_requests: target.max_requests,
+                bond,
             },
             pool: Arc::clone(self),
         })

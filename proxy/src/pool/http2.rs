@@ -22,8 +22,8 @@ use h2::{
 use tokio::time::Instant;
 
 use super::{
-    Admit, ConnectError, Dialed, Key, MAX_STREAMS_PER_CONNECTION, Permit, Pool, Target, Timings,
-    Wire,
+    Admit, Bond, ConnectError, Dialed, Key, MAX_STREAMS_PER_CONNECTION, Permit, Pool, Target,
+    Timings, Wire,
 };
 use crate::{
     config::{SpiffeId, cluster::H2Keepalive},
@@ -51,6 +51,7 @@ struct Conn {
     served: AtomicU32,
     max_requests: Option<u32>,
     closed: AtomicBool,
+    bond: Bond,
     idle_timeout: Option<Duration>,
     opened: Instant,
     /// Milliseconds from `opened` to the end of the last request.
@@ -74,7 +75,9 @@ impl Conn {
 
     fn usable(&self) -> bool {
         let worn = |max| self.served.load(Ordering::Relaxed) >= max;
-        !self.closed.load(Ordering::Relaxed) && !self.max_requests.is_some_and(worn)
+        !self.closed.load(Ordering::Relaxed)
+            && self.bond.holds()
+            && !self.max_requests.is_some_and(worn)
     }
 
     fn has_room(&self) -> bool {
@@ -290,6 +293,7 @@ async fn connect(
     calmed: u32,
     permit: Permit,
 ) -> Result<Arc<Conn>, ConnectError> {
+    let bond = Bond::of(target);
     let Dialed {
         io,
         peer,
@@ -315,6 +319,7 @@ async fn connect(
         served: AtomicU32::new(0),
         max_requests: target.max_requests,
         closed: AtomicBool::new(false),
+        bond,
         idle_timeout: target.idle_timeout,
         opened: Instant::now(),
         last_used: AtomicU32::new(0),

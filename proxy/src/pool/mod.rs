@@ -13,7 +13,10 @@ use std::{
     collections::HashMap,
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,7 +37,7 @@ use crate::{
 /// codec are then not everybody's.
 pub const MAX_STREAMS_PER_CONNECTION: usize = 100;
 /// How often idle connections are looked at.
-const SWEEP_EVERY: Duration = Duration::from_secs(5);
+pub const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// A place to connect to.
 #[derive(Clone, Debug)]
@@ -49,6 +52,29 @@ pub struct Target {
     pub idle_timeout: Option<Duration>,
     pub max_requests: Option<u32>,
     pub h2_keepalive: Option<H2Keepalive>,
+    /// Grows when the endpoint's connections are to end: those in use with the requests they have,
+    /// idle ones within [`SWEEP_EVERY`].
+    pub generation: Arc<AtomicU32>,
+}
+
+/// The endpoint's generation that a connection was made under.
+struct Bond {
+    generation: Arc<AtomicU32>,
+    made: u32,
+}
+
+impl Bond {
+    fn of(target: &Target) -> Self {
+        Self {
+            generation: Arc::clone(&target.generation),
+            made: target.generation.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether the connection may serve another request.
+    fn holds(&self) -> bool {
+        self.generation.load(Ordering::Relaxed) == self.made
+    }
 }
 
 /// What is spoken on a connection.
@@ -126,7 +152,8 @@ impl Pool {
         act(entries.entry(key).or_default())
     }
 
-    /// Closes what has been idle for too long or was closed by the peer, for as long as it runs.
+    /// Closes what has been idle for too long, was closed by the peer or leads to an address that
+    /// is no endpoint any more, for as long as it runs.
     pub async fn sweep_forever(self: Arc<Self>) {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
@@ -134,7 +161,8 @@ impl Pool {
         }
     }
 
-    /// Closes what has been idle for too long or was closed by the peer.
+    /// Closes what has been idle for too long, was closed by the peer or leads to an address that
+    /// is no endpoint any more.
     pub fn sweep(&self, now: Instant) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|_, entry| {
@@ -145,13 +173,6 @@ impl Pool {
             entry.http2.sweep(now);
             !entry.http1.is_empty() || !entry.http2.is_empty()
         });
-    }
-
-    /// Closes the idle connections to endpoints that are gone, and takes the others out of use once
-    /// their requests have ended.
-    pub fn retire(&self, gone: impl Fn(u64) -> bool) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.retain(|key, _| !gone(key.endpoint));
     }
 
     /// A connection that is nobody's: not counted, not shared, not kept. For health checks.

@@ -35,10 +35,21 @@ pub enum Format {
     Json,
 }
 
+/// What has a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything.
+    All,
+    /// What the configuration asks for (`access_log` of the filter that serves it), and what got to
+    /// no filter.
+    Configured,
+}
+
 /// Writes the lines.
 #[derive(Clone, Debug)]
 pub struct AccessLog {
     pub format: Format,
+    pub scope: Scope,
     pub lines: Lines,
 }
 
@@ -49,11 +60,15 @@ thread_local! {
 
 impl AccessLog {
     pub(super) fn request(&self, record: &Record, ended: SystemTime) {
-        self.line(|line| request(line, record, ended));
+        if self.scope == Scope::All || record.logged {
+            self.line(|line| request(line, record, ended));
+        }
     }
 
     pub(super) fn connection(&self, record: &ConnectionRecord, ended: SystemTime) {
-        self.line(|line| connection(line, record, ended));
+        if self.scope == Scope::All || record.logged {
+            self.line(|line| connection(line, record, ended));
+        }
     }
 
     fn line(&self, write: impl FnOnce(&mut Line<'_>)) {

@@ -96,6 +96,8 @@ pub struct Record {
     pub trace: Option<TraceContext>,
     /// Who gets the spans, where the configuration says.
     pub collector: Option<Arc<Collector>>,
+    /// Whether the configuration wants it in the access log; where there is none, it is.
+    pub logged: bool,
 }
 
 impl Record {
@@ -132,6 +134,7 @@ impl Record {
             upstream_peer: None,
             trace: None,
             collector: None,
+            logged: true,
         }
     }
 
@@ -174,6 +177,8 @@ pub struct ConnectionRecord {
     pub bytes_out: u64,
     pub fault: Option<Fault>,
     pub details: String,
+    /// As [`Record::logged`].
+    pub logged: bool,
 }
 
 impl ConnectionRecord {
@@ -200,6 +205,7 @@ impl ConnectionRecord {
             bytes_out: 0,
             fault: None,
             details: String::new(),
+            logged: true,
         }
     }
 

@@ -138,6 +138,40 @@ impl Identity {
         now.as_secs() < self.not_after
     }
 
+    /// The same certificate, with another trust bundle.
+    ///
+    /// # Errors
+    /// When no root in it is usable.
+    pub fn with_roots(&self, roots_pem: &str, now: UnixTime) -> Result<Self, IdentityError> {
+        Ok(Self {
+            id: self.id.clone(),
+            key: Arc::clone(&self.key),
+            roots: Arc::new(Bundle::from_pem(roots_pem, now)?),
+            since: self.since,
+            serial: self.serial.clone(),
+            chain_pem: self.chain_pem.clone(),
+            roots_pem: roots_pem.to_owned(),
+            not_before: self.not_before,
+            not_after: self.not_after,
+        })
+    }
+
+    /// Whether our certificate chains to the first root of the bundle, which is the one that signs.
+    #[must_use]
+    pub fn is_of_first_root(&self, now: UnixTime) -> bool {
+        let Some((leaf, between)) = self.key.cert.split_first() else {
+            return false;
+        };
+        let Ok(leaf) = webpki::EndEntityCert::try_from(leaf) else {
+            return false;
+        };
+        let first = self.roots.store.roots.get(..1).unwrap_or_default();
+        let usage = webpki::KeyUsage::client_auth();
+        let algorithms = super::provider().signature_verification_algorithms.all;
+        leaf.verify_for_usage(algorithms, first, between, now, usage, None, None)
+            .is_ok()
+    }
+
     /// When to fetch the next one: at two thirds of the life that it had when it came, less up to a
     /// tenth of that so that replicas do not all come at once. `jitter` is from 0 to 1. Its whole
     /// life would not do: authorities date certificates back, short-lived ones by more than a third

@@ -1,8 +1,13 @@
 //! The rules of the routes that are attached to a service port, best match first.
 
-use outrigger_proto::envoy::config::route::v3::{
-    DirectResponseAction, Route, RouteAction, RouteMatch, route::Action,
-    route_action::HostRewriteSpecifier,
+use std::collections::BTreeMap;
+
+use outrigger_proto::{
+    any::Any,
+    envoy::config::route::v3::{
+        DirectResponseAction, Route, RouteAction, RouteMatch, route::Action,
+        route_action::HostRewriteSpecifier,
+    },
 };
 
 use super::{
@@ -15,8 +20,9 @@ use crate::{
         BackendRef, Filter, GrpcMatch, HttpMatch, HttpRule, Object, ParentRef, PathKind, Spec,
     },
     translate::{
-        Viewer,
+        Viewer, http,
         policy::Traffic,
+        proto::any,
         world::{PortRef, World},
     },
 };
@@ -72,13 +78,33 @@ pub(super) fn routes(world: &World, viewer: &Viewer, port: &PortRef<'_>) -> Opti
     }
     let mut all = Vec::new();
     for object in chosen {
+        let filters = filters(world, object);
         for rule in rules(object) {
-            all.extend(rule.routes(world, port));
+            all.extend(rule.routes(world, port, &filters));
         }
     }
-    // Stable: what is equal stays in the order of names and rules.
+    // Stable: what is equal stays in the order of age, names and rules.
     all.sort_by(|(a, _), (b, _)| a.cmp(b));
     Some(all.into_iter().map(|(_, route)| route).collect())
+}
+
+/// What filters are told by all routes of `object`: the oldest rate limit that is aimed at it.
+fn filters(world: &World, object: &Object) -> BTreeMap<String, Any> {
+    let limit = world
+        .attached(&object.key)
+        .iter()
+        .find_map(|policy| match &policy.spec {
+            Spec::RateLimit(limit) => Some((&policy.key, limit)),
+            _ => None,
+        });
+    let limit = limit.map(|(key, limit)| {
+        let name = format!("{}/{}", key.namespace, key.name);
+        (
+            http::RATE_LIMIT.to_owned(),
+            any(&http::rate_limit(&name, limit)),
+        )
+    });
+    limit.into_iter().collect()
 }
 
 /// Whether the routes of a service depend on the namespace of who asks.
@@ -186,7 +212,12 @@ fn grpc_matches(matches: &[GrpcMatch]) -> Vec<Match<'_>> {
 }
 
 impl Rule<'_> {
-    fn routes(self, world: &World, port: &PortRef<'_>) -> Vec<(Precedence, Route)> {
+    fn routes(
+        self,
+        world: &World,
+        port: &PortRef<'_>,
+        filters: &BTreeMap<String, Any>,
+    ) -> Vec<(Precedence, Route)> {
         let traffic = Traffic::of(world, port);
         let (mut request, mut response) = (HeaderChanges::default(), HeaderChanges::default());
         for filter in self.filters {
@@ -204,6 +235,7 @@ impl Rule<'_> {
                 r#match: Some(one.conditions.clone()),
                 action: Some(self.action(world, port, one.prefix)),
                 metadata: action::metadata(&traffic),
+                typed_per_filter_config: filters.clone(),
                 request_headers_to_add: request.add.clone(),
                 request_headers_to_remove: request.remove.clone(),
                 response_headers_to_add: response.add.clone(),

@@ -1,6 +1,8 @@
 //! Which rule goes first, and whose route holds.
 
-use super::{SHOP, Viewer, cart, routes, web, world};
+use serde_json::Value;
+
+use super::{ResourceType, SHOP, Viewer, cart, json, routes, web, world};
 
 const NAME: &str = "outbound|80|cart.shop.svc";
 
@@ -26,7 +28,7 @@ spec:
 fn order(rules: &str) -> Vec<String> {
     let world = world(&with_rules(rules));
     let all = routes(&world, &web(), "outbound|80|s.t.svc");
-    let name = |route: &serde_json::Value| {
+    let name = |route: &Value| {
         let name = route["name"].as_str().unwrap();
         name.rsplit('/').next().unwrap().to_owned()
     };
@@ -113,10 +115,10 @@ fn a_replaced_prefix_never_leaves_two_slashes() {
 }
 
 fn chains(world: &crate::translate::World, viewer: &Viewer) -> Vec<String> {
-    let listener = super::json(
+    let listener = json(
         world,
         viewer,
-        super::ResourceType::Listener,
+        ResourceType::Listener,
         "outbound/10.96.1.1:80",
     );
     let all = listener["filter_chains"]
@@ -124,7 +126,7 @@ fn chains(world: &crate::translate::World, viewer: &Viewer) -> Vec<String> {
         .cloned()
         .unwrap_or_default();
     let default = listener.get("default_filter_chain").cloned();
-    let end = |chain: &serde_json::Value| {
+    let end = |chain: &Value| {
         let end = &chain["filters"][0]["typed_config"];
         let target = end
             .get("cluster")
@@ -192,4 +194,47 @@ fn a_tcp_route_alone_makes_the_port_opaque() {
         .collect();
     let alone = world(&kept.join("---"));
     assert_eq!(chains(&alone, &web()), ["tcp outbound|1||o.t.svc"]);
+}
+
+#[test]
+fn a_rate_limit_of_a_route_is_told_by_its_routes_alone() {
+    let limit = |target: &str| {
+        format!(
+            "{SHOP}
+---
+apiVersion: outrigger.dev/v1
+kind: RateLimit
+metadata: {{name: slow, namespace: shop}}
+spec: {{requests: 7, per: 1m, targetRefs: [{{kind: HTTPRoute, name: {target}}}]}}
+"
+        )
+    };
+    let name = "outbound|80|cart.shop.svc";
+    let limited = |manifest: &str| -> Vec<Option<Value>> {
+        let world = world(manifest);
+        let key = "envoy.filters.http.local_ratelimit";
+        let all = routes(&world, &cart(), name).into_iter();
+        let of = |route: Value| {
+            route
+                .pointer(&format!("/typed_per_filter_config/{key}"))
+                .cloned()
+        };
+        all.map(of).collect()
+    };
+    let own = limited(&limit("cart"));
+    assert!(!own.is_empty());
+    for limit in own {
+        let limit = limit.expect("every match of the route");
+        assert_eq!(limit["stat_prefix"], "shop/slow");
+        assert_eq!(limit["token_bucket"]["max_tokens"], 7);
+    }
+    assert!(limited(&limit("other")).iter().all(Option::is_none));
+    // Workloads are left alone by it.
+    let inbound = json(
+        &world(&limit("cart")),
+        &cart(),
+        ResourceType::Listener,
+        "inbound",
+    );
+    assert!(!inbound.to_string().contains("\"max_tokens\":7"));
 }

@@ -29,7 +29,7 @@ use super::{
     endpoint::{Checked, EndpointState},
 };
 use crate::{
-    config::{ClusterName, cluster::HealthCheck, tls::ClientTls},
+    config::{Cluster, ClusterName, cluster::HealthCheck, tls::ClientTls},
     net::BoxIo,
 };
 use probe::Verdict;
@@ -91,6 +91,8 @@ struct Subject {
     cluster: ClusterName,
     run: Arc<ClusterRun>,
     endpoint: Arc<EndpointState>,
+    /// Connections end when it fails.
+    close: bool,
     machine: Mutex<Machine>,
 }
 
@@ -117,7 +119,7 @@ impl<D: Dial> Checkers<D> {
             for member in cluster.members.iter().flatten() {
                 let known = before.remove(&member.id);
                 let running = match known {
-                    Some(running) if running.is_for(member, check) => running,
+                    Some(running) if running.is_for(member, check, &cluster.config) => running,
                     known => self.start(cluster, member, check, known.as_ref()),
                 };
                 self.tasks.insert(member.id, running);
@@ -143,6 +145,7 @@ impl<D: Dial> Checkers<D> {
             cluster: cluster.config.name.clone(),
             run: Arc::clone(&cluster.run),
             endpoint: Arc::clone(member),
+            close: cluster.config.close_on_health_failure,
             machine: Mutex::new(known.unwrap_or_default()),
         });
         let watch = watch(
@@ -163,13 +166,16 @@ impl<D: Dial> Checkers<D> {
 }
 
 impl Running {
-    fn is_for(&self, member: &EndpointState, check: &HealthCheck) -> bool {
+    fn is_for(&self, member: &EndpointState, check: &HealthCheck, of: &Cluster) -> bool {
         let same_tls = match (&self.tls, &member.tls) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (None, None) => true,
             _ => false,
         };
-        same_tls && self.address == address(member) && self.check == *check
+        same_tls
+            && self.address == address(member)
+            && self.check == *check
+            && self.subject.close == of.close_on_health_failure
     }
 }
 
@@ -254,6 +260,9 @@ impl Subject {
     fn set(&self, state: Checked, now: Instant) -> bool {
         let changed = self.endpoint.run.set_checked(state, now);
         if changed {
+            if self.close && state == Checked::Failing {
+                self.endpoint.run.disconnect();
+            }
             self.run.version.fetch_add(1, Ordering::Release);
         }
         changed

@@ -448,3 +448,23 @@ async fn serve_quietly(mut io: DuplexStream, does: Does) {
         let _end = io.write_all(text.as_bytes()).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn connections_end_with_the_health_of_their_endpoint_where_that_is_asked_for() {
+    for close in [false, true] {
+        let mut config = cluster(EWMA);
+        config.close_on_health_failure = close;
+        let checked = Checked::of(config, http_check(), 2, &[]);
+        let members = checked.world.handle.members.iter().flatten();
+        let generations: Vec<_> = members.map(|member| member.generation()).collect();
+        let now = || -> Vec<u32> { generations.iter().map(|g| g.load(Relaxed)).collect() };
+        sleep(SECOND).await;
+        checked.servers.set(2, BUSY);
+        sleep(6 * SECOND).await;
+        assert_eq!(now(), [0, u32::from(close)]);
+        // Coming back ends nothing.
+        checked.servers.set(2, OK);
+        sleep(20 * SECOND).await;
+        assert_eq!(now(), [0, u32::from(close)]);
+    }
+}

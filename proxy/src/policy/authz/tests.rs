@@ -347,8 +347,8 @@ fn the_most_specific_filter_holds() {
     let own = Arc::new(rbac(RbacAction::Deny, Permission::Any, Principal::Any));
     let none = RouteFilters::default();
     let with = |rbac| RouteFilters {
-        fault: None,
         rbac: Some(rbac),
+        ..RouteFilters::default()
     };
     let set = with(Some(Arc::clone(&own)));
     let off = with(None);

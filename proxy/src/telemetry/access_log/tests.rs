@@ -32,7 +32,12 @@ impl io::Write for Sink {
 fn written(format: Format, write: impl FnOnce(&AccessLog, SystemTime)) -> String {
     let sink = Sink::default();
     let lines = Lines::start("test", sink.clone()).expect("a thread");
-    let log = AccessLog { format, lines };
+    let scope = Scope::Configured;
+    let log = AccessLog {
+        format,
+        scope,
+        lines,
+    };
     write(&log, UNIX_EPOCH + Duration::from_millis(1_795_774_272_123));
     log.lines.flush(Duration::from_secs(10));
     let bytes = sink.0.lock().expect("lock").clone();
@@ -139,4 +144,37 @@ fn days_become_dates() {
     ] {
         assert_eq!(civil(day), date, "{day}");
     }
+}
+
+#[test]
+fn the_configuration_says_what_has_a_line() {
+    let quiet = || {
+        let mut record = sample();
+        record.logged = false;
+        record
+    };
+    let text = written(Format::Text, |log, at| {
+        log.request(&quiet(), at);
+        let mut connection = ConnectionRecord::new(
+            Direction::Inbound,
+            "10.0.0.1:1".parse().expect("address"),
+            "10.0.0.2:2".parse().expect("address"),
+            None,
+            Instant::now(),
+        );
+        log.connection(&connection, at);
+        connection.logged = false;
+        log.connection(&connection, at);
+        let all = AccessLog {
+            scope: Scope::All,
+            ..log.clone()
+        };
+        all.request(&quiet(), at);
+    });
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(
+        lines[0].contains("TCP") && lines[1].contains("/items"),
+        "{text}"
+    );
 }

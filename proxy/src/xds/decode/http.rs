@@ -7,6 +7,7 @@ use outrigger_proto::{
     any::Any,
     envoy::{
         config::{
+            accesslog::v3::access_log,
             core::v3::{HttpProtocolOptions, grpc_service::TargetSpecifier, http_protocol_options},
             trace::v3::{OpenTelemetryConfig, tracing::http as provider},
         },
@@ -118,7 +119,9 @@ fn refuse_misleading(at: At<'_>, value: &Message) -> Decoded<()> {
         let at = at.item("access_log", i);
         at.ignores("filter", log.filter.is_some());
         // Where and how it is written is the proxy's own setting.
-        at.ignores("typed_config", log.config_type.is_some());
+        let own = matches!(&log.config_type, Some(access_log::ConfigType::TypedConfig(any))
+            if any.type_url == type_url::STDOUT_ACCESS_LOG && any.value.is_empty());
+        at.ignores("typed_config", log.config_type.is_some() && !own);
     }
     note_unhonoured(at, value);
     Ok(())
@@ -268,10 +271,7 @@ fn filter(at: At<'_>, any: &Any) -> Decoded<Known> {
         }
         type_url::LOCAL_RATE_LIMIT => {
             let inner: RateLimitMessage = unpack(at, any)?;
-            match rate_limit(at, &inner)? {
-                Some(limit) => HttpFilter::LocalRateLimit(Arc::new(limit)),
-                None => return Ok(Known::Nothing),
-            }
+            HttpFilter::LocalRateLimit(rate_limit(at, &inner)?.map(Arc::new))
         }
         // Without a policy at a route these two do nothing.
         type_url::ROUTER | type_url::CORS => {
@@ -350,7 +350,7 @@ fn fault_abort_of(at: At<'_>, value: &FaultAbort) -> Decoded<(Abort, Fraction)> 
 }
 
 /// `None` when the filter is there but limits nothing.
-fn rate_limit(at: At<'_>, value: &RateLimitMessage) -> Decoded<Option<LocalRateLimit>> {
+pub(super) fn rate_limit(at: At<'_>, value: &RateLimitMessage) -> Decoded<Option<LocalRateLimit>> {
     at.field("descriptors").refuse_if(
         !value.descriptors.is_empty(),
         "there is one bucket for all requests",

@@ -19,7 +19,10 @@ use outrigger_proto::{
                 virtual_host::TlsRequirementType,
             },
         },
-        extensions::filters::http::{fault::v3::HttpFault, rbac::v3::RbacPerRoute},
+        extensions::filters::http::{
+            fault::v3::HttpFault, local_ratelimit::v3::LocalRateLimit as RateLimitMessage,
+            rbac::v3::RbacPerRoute,
+        },
     },
     type_url,
 };
@@ -34,7 +37,7 @@ use crate::config::{
     RouteConfig, RouteConfigName,
     route::{
         AppendAction, Domain, HeaderAdd, HeaderMods, PathMatch, QueryMatch, Route, RouteFilters,
-        RouteMatch, VirtualHost,
+        RouteMatch, RouteRateLimit, VirtualHost,
     },
 };
 
@@ -167,6 +170,7 @@ fn virtual_host(at: At<'_>, value: &HostMessage, shared: &Shared<'_>) -> Decoded
         filters: RouteFilters {
             fault: own.fault.or_else(|| shared.filters.fault.clone()),
             rbac: own.rbac.or_else(|| shared.filters.rbac.clone()),
+            rate_limit: own.rate_limit.or_else(|| shared.filters.rate_limit.clone()),
         },
         attempt_count_header: value.include_request_attempt_count,
     })
@@ -379,6 +383,8 @@ fn wrapped(at: At<'_>, value: &FilterConfig, name: &str, out: &mut RouteFilters)
         // There is no type to go by: filters are known by what they are called by everybody.
         if name.contains("rbac") {
             out.rbac = Some(None);
+        } else if name.contains("ratelimit") {
+            out.rate_limit = Some(None);
         } else {
             at.ignores("disabled", true);
         }
@@ -412,6 +418,14 @@ fn filter(at: At<'_>, any: &Any, out: &mut RouteFilters) -> Decoded<bool> {
                 .map(|own| rbac::http(at.field("rbac"), own))
                 .transpose()?;
             out.rbac = Some(own.map(Arc::new));
+        }
+        type_url::LOCAL_RATE_LIMIT => {
+            let inner: RateLimitMessage = unpack(at, any)?;
+            let own = http::rate_limit(at, &inner)?.map(|limit| RouteRateLimit {
+                name: inner.stat_prefix.as_str().into(),
+                limit,
+            });
+            out.rate_limit = Some(own.map(Arc::new));
         }
         _ if super::is_noop(Some(any)) => at.ignored(),
         _ => return Ok(false),

@@ -66,7 +66,7 @@ fn filters_keep_their_order_and_an_unknown_optional_one_is_passed_over() {
     let [
         HttpFilter::Rbac(rbac),
         HttpFilter::Fault(Some(fault)),
-        HttpFilter::LocalRateLimit(limit),
+        HttpFilter::LocalRateLimit(Some(limit)),
     ] = manager.filters.as_slice()
     else {
         panic!("{:?}", manager.filters);
