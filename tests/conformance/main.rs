@@ -10,6 +10,7 @@ mod http2_abuse;
 mod http2_fields;
 mod http2_pings;
 mod http2_tunnels;
+mod renewal;
 mod retries;
 mod tcp;
 mod tls;
