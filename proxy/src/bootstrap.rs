@@ -1,6 +1,8 @@
 //! The only reader of arguments and environment: one table of every setting, its default and its
 //! reason. Each flag has an environment variable `OUTRIGGER_<FLAG>`.
 
+mod probes;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -9,6 +11,8 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use probes::{Ask, Probe, Probes};
 
 use crate::{
     config::{Invalid, SpiffeId, TrustDomain, units::Fraction},
@@ -172,6 +176,15 @@ pub struct RunArgs {
     /// Address that serves /healthz/ready and /healthz/live
     #[arg(long, env = "OUTRIGGER_HEALTH_ADDR", default_value = "0.0.0.0:15021")]
     pub health_addr: SocketAddr,
+
+    /// Probes of the application that the health port passes on, as the injector writes them
+    #[arg(
+        long,
+        env = "OUTRIGGER_PROBES",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub probes: Probes,
 
     /// Worker threads [default: one per CPU the cgroup grants]
     #[arg(long, env = "OUTRIGGER_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]

@@ -4,7 +4,8 @@
 //! * [`ADMIN`], loopback only: what is configured, who is well, log level, drain, quit. Paths and
 //!   JSON are Envoy's wherever Envoy has them, so that its tools and people's fingers work.
 //! * [`TELEMETRY`]: `/metrics` for Prometheus.
-//! * [`HEALTH`]: `/healthz/ready` and `/healthz/live` for the kubelet.
+//! * [`HEALTH`]: `/healthz/ready` and `/healthz/live` for the kubelet, and the probes that it has
+//!   for the application.
 //!
 //! A page that changes anything wants a POST, and one that no browser's page has sent.
 
@@ -12,6 +13,7 @@ mod call;
 mod certs;
 mod clusters;
 mod config_dump;
+mod probe;
 mod ready;
 mod server;
 mod state;
@@ -23,6 +25,7 @@ use std::{fmt, sync::Arc};
 use tokio::{sync::watch, time::Instant};
 
 pub use call::Page;
+pub use probe::Prober;
 pub use ready::{BlockReady, Readiness};
 pub use server::{MAX_BODY, MAX_CONNECTIONS, bind, serve};
 
@@ -63,6 +66,7 @@ pub struct Admin {
     /// What happens on the stream to the control plane, if there is one.
     pub stream: Option<Arc<Stats>>,
     pub readiness: Readiness,
+    pub prober: Prober,
     pub log_filter: LogFilter,
     /// Told when somebody asks the process to end.
     pub quit: watch::Sender<Option<Quit>>,

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    Admin,
+    Admin, HEALTH,
     call::{self, Answer, Page},
 };
 use crate::net::has_ipv6;
@@ -93,6 +93,12 @@ async fn respond(
     let read = Limited::new(body, MAX_BODY).collect();
     // No page wants a body, yet what was sent has to go before the next request can come.
     let answer = match tokio::time::timeout(HEAD_TIMEOUT, read).await {
+        Ok(Ok(_)) if std::ptr::eq(pages, HEALTH) && head.method == Method::GET => {
+            match admin.prober.answer(head.uri.path()).await {
+                Some(answer) => answer,
+                None => call::answer(admin, pages, &Request::from_parts(head, ())),
+            }
+        }
         Ok(Ok(_)) => call::answer(admin, pages, &Request::from_parts(head, ())),
         Ok(Err(error)) => Answer::new(
             StatusCode::PAYLOAD_TOO_LARGE,

@@ -88,6 +88,10 @@ fn admin() -> Arc<Admin> {
         sources: vec![(Origin::File, local.view)],
         stream: None,
         readiness: Readiness::default(),
+        prober: Prober::new(
+            crate::bootstrap::Probes::default(),
+            std::net::Ipv4Addr::LOCALHOST.into(),
+        ),
         log_filter: Box::new(move |new| {
             let mut filter = filter.lock().expect("not poisoned");
             match new {

@@ -1,12 +1,16 @@
 //! The ports that people, scrapers and kubelets ask at, readiness, and the order to end.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    admin::{self, Admin, BlockReady, LogFilter, Origin, Page, Quit, Readiness},
+    admin::{self, Admin, BlockReady, LogFilter, Origin, Page, Prober, Quit, Readiness},
     bootstrap::RunArgs,
     config::listener::Direction,
     control::WallClock,
@@ -75,6 +79,7 @@ pub(super) async fn start(
         sources: parts.sources,
         stream: parts.stream,
         readiness,
+        prober: prober(args),
         log_filter: parts.log_filter,
         quit,
         started: Instant::now(),
@@ -90,6 +95,13 @@ pub(super) async fn start(
     .await?;
     open("--health-addr", args.health_addr, admin::HEALTH, &admin).await?;
     Ok(told)
+}
+
+/// The application is asked where the kubelet would have asked it.
+fn prober(args: &RunArgs) -> Prober {
+    let own = args.pod_ip.first().copied();
+    let address = own.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    Prober::new(args.probes.clone(), address)
 }
 
 async fn open(

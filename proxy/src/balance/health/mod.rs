@@ -33,6 +33,7 @@ use crate::{
     net::BoxIo,
 };
 use probe::Verdict;
+pub(crate) use probe::{grpc_serving, http1_head};
 
 /// Checks under way at once: more would only be handshakes that queue for the one control thread.
 const MAX_AT_ONCE: usize = 64;

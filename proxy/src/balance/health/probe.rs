@@ -101,7 +101,7 @@ async fn attempt<D: Dial>(
                 http2_head(io, uri, method.clone(), path).await?
             } else {
                 let host = HeaderValue::from_str(&named(host)).map_err(invalid)?;
-                http1_head(io, &host, method, &path).await?
+                http1_head(io, &host, method, &path, &HeaderMap::new()).await?
             };
             Ok(judge(status, &fields, expected))
         }
@@ -174,17 +174,25 @@ async fn read_more(io: &mut BoxIo, got: &mut BytesMut) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) async fn http1_head(
+/// Head of the answer to a request with these fields beside those that every request has.
+pub(crate) async fn http1_head(
     mut io: BoxIo,
     host: &HeaderValue,
     method: &Method,
     path: &PathAndQuery,
+    more: &HeaderMap,
 ) -> io::Result<(StatusCode, HeaderMap)> {
     let mut request = BytesMut::new();
     request.put_slice(format!("{method} {path} HTTP/1.1\r\nhost: ").as_bytes());
     request.put_slice(host.as_bytes());
-    request.put_slice(b"\r\nuser-agent: ");
-    request.put_slice(USER_AGENT.as_bytes());
+    for (name, value) in more {
+        request.put_slice(format!("\r\n{name}: ").as_bytes());
+        request.put_slice(value.as_bytes());
+    }
+    if !more.contains_key(header::USER_AGENT) {
+        request.put_slice(b"\r\nuser-agent: ");
+        request.put_slice(USER_AGENT.as_bytes());
+    }
     request.put_slice(b"\r\nconnection: close\r\n\r\n");
     io.write_all(&request).await?;
     io.flush().await?;
@@ -301,6 +309,19 @@ async fn http2_head(
     let request = request(uri, path.as_str(), method)?;
     let reply = http2(io, request, Bytes::new(), false).await?;
     Ok((reply.status, reply.fields))
+}
+
+/// Whether a server says that it, or one of its services, serves; if not, why.
+pub(crate) async fn grpc_serving(
+    io: BoxIo,
+    authority: String,
+    service: &str,
+) -> io::Result<Result<(), String>> {
+    Ok(match grpc(io, ("http", authority), service).await? {
+        Verdict::Passed => Ok(()),
+        Verdict::Failed(why) | Verdict::Refused(why) => Err(why),
+        Verdict::Leaving => Err("it is leaving".to_owned()),
+    })
 }
 
 /// Only SERVING is healthy (HC-04): whatever else is answered, also by a server that does not know

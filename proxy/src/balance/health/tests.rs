@@ -437,7 +437,14 @@ async fn an_endless_answer_is_not_read_to_its_end() {
     tokio::spawn(serve_quietly(theirs, does));
     let host = http::HeaderValue::from_static("c");
     let path = "/".parse().expect("a path");
-    let read = super::probe::http1_head(Box::new(ours), &host, &Method::GET, &path).await;
+    let read = super::probe::http1_head(
+        Box::new(ours),
+        &host,
+        &Method::GET,
+        &path,
+        &http::HeaderMap::new(),
+    )
+    .await;
     let error = read.expect_err("too long");
     assert_eq!(error.kind(), io::ErrorKind::InvalidData);
 }
