@@ -151,7 +151,7 @@ pub enum Command {
         /// `<namespace>/<workload>` or its node id, as in `outrigger status`.
         proxy: String,
         /// Only resources of this type.
-        #[arg(short, long = "type", value_enum)]
+        #[arg(short = 't', long = "type", value_enum)]
         kind: Option<ResourceKind>,
         /// Only resources whose name contains this.
         #[arg(long)]
