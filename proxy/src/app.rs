@@ -42,6 +42,9 @@ use crate::{
 };
 use publish::Publisher;
 
+/// The end of the time to drain over which the connections that are left are cut, one after the
+/// other; of a short time a tenth.
+const CUT_SPREAD: Duration = Duration::from_secs(2);
 /// After the connections are cut, for their last words to the log.
 pub const LAST_WORDS: Duration = Duration::from_millis(250);
 /// After that, for the spans that wait.
@@ -308,7 +311,8 @@ async fn shut_down(args: &RunArgs, drain: &Drain) {
         tokio::time::sleep(args.drain_delay).await;
         drain.advance(Phase::Draining);
         tracing::info!(connections = drain.connections(), "draining");
-        if tokio::time::timeout(args.drain_timeout, drain.idle())
+        let spread = (args.drain_timeout / 10).min(CUT_SPREAD);
+        if tokio::time::timeout(args.drain_timeout - spread, drain.idle())
             .await
             .is_err()
         {
@@ -317,6 +321,7 @@ async fn shut_down(args: &RunArgs, drain: &Drain) {
                 after = ?args.drain_timeout,
                 "cutting the connections that are left"
             );
+            drain.cut_over(spread).await;
         }
     };
     tokio::select! {

@@ -5,9 +5,12 @@
 //! [`Phase::Draining`]: HTTP connections are told to end (`connection: close`, GOAWAY) and end when
 //! their requests do. [`Phase::Closing`] cuts what is left at the limit (TC-06).
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use tokio::sync::{Notify, watch};
@@ -27,7 +30,18 @@ pub enum Phase {
 pub struct Drain {
     phase: watch::Sender<Phase>,
     open: Arc<Open>,
-    cut: CancellationToken,
+    cohorts: Arc<Cohorts>,
+}
+
+/// Connections are cut in so many lots.
+const LOTS: usize = 16;
+
+/// What is left at the limit is not all cut in the same moment: its clients would all come back
+/// together, to the next pod (GR-06).
+#[derive(Debug, Default)]
+struct Cohorts {
+    lots: [CancellationToken; LOTS],
+    next: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -41,7 +55,7 @@ impl Default for Drain {
         Self {
             phase: watch::Sender::new(Phase::Serving),
             open: Arc::default(),
-            cut: CancellationToken::new(),
+            cohorts: Arc::default(),
         }
     }
 }
@@ -57,15 +71,30 @@ impl Drain {
             later
         });
         if phase >= Phase::Closing {
-            self.cut.cancel();
+            for lot in &self.cohorts.lots {
+                lot.cancel();
+            }
         }
     }
 
-    /// Cancelled at [`Phase::Closing`]. Each connection has its own, so that its requests wait on
-    /// it without meeting those of other threads.
+    /// Cancelled at [`Phase::Closing`] or shortly before ([`Self::cut_over`]). Each connection has
+    /// its own, so that its requests wait on it without meeting those of other threads.
     #[must_use]
     pub fn cut(&self) -> CancellationToken {
-        self.cut.child_token()
+        let nth = self.cohorts.next.fetch_add(1, Ordering::Relaxed);
+        let lot = self.cohorts.lots.get(nth % LOTS);
+        lot.map_or_else(CancellationToken::new, CancellationToken::child_token)
+    }
+
+    /// Cuts what is left, lot by lot, over `time`; over at once when nothing is.
+    pub async fn cut_over(&self, time: Duration) {
+        for lot in &self.cohorts.lots {
+            lot.cancel();
+            let pause = time / u32::try_from(LOTS).unwrap_or(1);
+            if tokio::time::timeout(pause, self.idle()).await.is_ok() {
+                return;
+            }
+        }
     }
 
     /// The phase at this moment.
@@ -120,9 +149,31 @@ impl Drop for ConnectionGuard {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn gr_06_what_is_left_is_cut_in_lots() {
+        let drain = Drain::default();
+        let _open = drain.connection();
+        let tokens: Vec<_> = (0..2 * LOTS).map(|_| drain.cut()).collect();
+        let cutting = tokio::spawn({
+            let drain = drain.clone();
+            async move { drain.cut_over(Duration::from_secs(16)).await }
+        });
+        tokio::time::sleep(Duration::from_millis(7500)).await;
+        let cut = tokens.iter().filter(|token| token.is_cancelled()).count();
+        assert_eq!(cut, LOTS, "half of them after half the time");
+        cutting.await.expect("no panic");
+        assert!(tokens.iter().all(CancellationToken::is_cancelled));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn gr_06_nothing_is_waited_for_when_nothing_is_left() {
+        let drain = Drain::default();
+        let began = tokio::time::Instant::now();
+        drain.cut_over(Duration::from_secs(16)).await;
+        assert!(began.elapsed() < Duration::from_secs(1));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_phase_moves_forward_only_and_waiters_see_it() {

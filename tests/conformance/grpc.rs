@@ -597,11 +597,23 @@ async fn gr_06_streams_and_drain() {
         assert!(end.is_ok(), "{end:?}");
         assert_eq!(trailers.expect("trailers")["grpc-status"], "0");
     }
-    for (_client, mut body) in staying {
-        let (_, trailers, end) = stream::receive(&mut body).await;
-        assert!(end.is_ok(), "{end:?} after {:?}", began.elapsed());
-        assert_eq!(trailers.expect("trailers")["grpc-status"], "14");
+    let mut cut = tokio::task::JoinSet::new();
+    for (client, mut body) in staying {
+        cut.spawn(async move {
+            let (_, trailers, end) = stream::receive(&mut body).await;
+            assert!(end.is_ok(), "{end:?} after {:?}", began.elapsed());
+            assert_eq!(trailers.expect("trailers")["grpc-status"], "14");
+            drop(client);
+            began.elapsed()
+        });
     }
+    let times = cut.join_all().await;
+    let (first, last) = (times.iter().min(), times.iter().max());
+    let spread = *last.expect("some") - *first.expect("some");
+    assert!(
+        spread >= Duration::from_millis(50),
+        "all cut at once: {times:?}"
+    );
     assert_eq!(proxy.ended(Duration::from_secs(10)).await, Some(0));
     let took = began.elapsed();
     assert!(took >= Duration::from_secs(2), "cut too early: {took:?}");

@@ -4,6 +4,7 @@
 mod balance;
 mod grpc;
 mod http1;
+mod http1_framing;
 mod http1_messages;
 mod http2;
 mod http2_abuse;
