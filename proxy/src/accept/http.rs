@@ -495,9 +495,9 @@ mod tests {
     #[test]
     fn connections_and_streams_are_small() {
         check(&[
-            ("HTTP/1 connection", of_3(serve_http1), 1),
-            ("HTTP/2 connection", of_3(serve_http2), 1),
-            ("HTTP/2 stream", of_5(serve_stream), 1),
+            ("HTTP/1 connection", of_3(serve_http1), 4160),
+            ("HTTP/2 connection", of_3(serve_http2), 2560),
+            ("HTTP/2 stream", of_5(serve_stream), 2880),
         ]);
     }
 }

@@ -408,8 +408,8 @@ mod tests {
     fn connections_are_small() {
         check(&[
             // While its kind is not known; HTTP is boxed, so this stays beside it.
-            ("connection", of_4(connection), 1),
-            ("opaque", of_3(opaque::serve), 1),
+            ("connection", of_4(connection), 4480),
+            ("opaque", of_3(opaque::serve), 3456),
         ]);
     }
 }

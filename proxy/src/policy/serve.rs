@@ -459,8 +459,8 @@ mod tests {
     fn requests_are_small() {
         check(&[
             // Kept in its connection's future, also between requests.
-            ("outside of the box", of_5(serve), 1),
-            ("in the box", of_2(Job::run), 1),
+            ("outside of the box", of_5(serve), 2112),
+            ("in the box", of_2(Job::run), 4096),
         ]);
     }
 }
