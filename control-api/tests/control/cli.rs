@@ -1,10 +1,11 @@
 //! What the command-line client prints, as somebody new to it sees it.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use outrigger_control::{app::Running, cli, clock::Clock};
 use outrigger_proto::type_url;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::{
     api::run,
@@ -174,12 +175,18 @@ async fn a_proxy_is_shown_with_what_it_holds_and_its_certificate() {
     let answer = ads.next().await;
     ads.answer(&answer, None).await;
     // The answer is taken when the status says so.
-    let status = loop {
-        let status = json_of(&said(&running, &["status", "-o", "json"]).await);
-        if status["proxies"][0]["ackedRevision"] == 1 {
-            break status;
+    let acknowledged = async {
+        loop {
+            let status = json_of(&said(&running, &["status", "-o", "json"]).await);
+            if status["proxies"][0]["ackedRevision"] == 1 {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
+    let status = timeout(Duration::from_secs(20), acknowledged)
+        .await
+        .expect("acknowledged in time");
     let until = status["proxies"][0]["certificateExpires"]
         .as_str()
         .unwrap()
@@ -201,7 +208,7 @@ async fn a_proxy_is_shown_with_what_it_holds_and_its_certificate() {
     );
 
     // A renewal is noticed, although the stream goes on under the old certificate.
-    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
     let renewing = channel(&running, &root, Some(&svid)).await.unwrap();
     certificate(renewing, "").await.unwrap();
     let status = json_of(&said(&running, &["status", "-o", "json"]).await);
