@@ -18,9 +18,10 @@ use tonic_reflection::server as reflection;
 use crate::{
     api::ControlServer,
     bearer::Bearer,
-    ca::{Authority, CaError, CertificateServer, Origin, Tokens},
+    ca::{Authority, CaError, CertificateServer, Origin, Proof, Tokens},
     clock::Clock,
     identity::check_trust_domain,
+    kube::{self, KubeError},
     model::MAX_MANIFEST,
     serve::{Port, Routes},
     store::{Store, StoreError},
@@ -33,8 +34,10 @@ use crate::{
 /// Settings of the control plane.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where everything is kept.
+    /// Where everything is kept; in a cluster, nothing is.
     pub state_dir: PathBuf,
+    /// In a cluster, its API server is the store.
+    pub kubernetes: Option<kube::Settings>,
     /// For proxies: configuration and certificates, mutual TLS.
     pub xds_addr: SocketAddr,
     /// For people and programs that hold the mesh in their hands. In clear on the loopback; over
@@ -94,6 +97,9 @@ pub enum StartError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The cluster does not let us.
+    #[error(transparent)]
+    Kube(#[from] KubeError),
 }
 
 /// A running control plane.
@@ -123,6 +129,7 @@ struct Parts {
     store: Arc<Store>,
     authority: Arc<Authority>,
     tokens: Tokens,
+    proof: Arc<dyn Proof>,
     proxies: Arc<Proxies>,
     published: watch::Receiver<Arc<Published>>,
     metrics: Arc<Metrics>,
@@ -142,7 +149,7 @@ impl Parts {
         );
         let issuer = CertificateServer::new(
             Arc::clone(&self.authority),
-            self.tokens.clone(),
+            Arc::clone(&self.proof),
             Arc::clone(&self.proxies),
             Arc::clone(&self.metrics),
         );
@@ -201,35 +208,85 @@ fn health() -> HealthServer<impl Health> {
     tonic_health::server::health_reporter().1
 }
 
+/// What the control plane stands on: a directory of its own, or a cluster.
+struct Ground {
+    store: Arc<Store>,
+    authority: Arc<Authority>,
+    tokens: Tokens,
+    proof: Arc<dyn Proof>,
+}
+
+impl Ground {
+    fn directory(settings: &Settings, clock: &Clock) -> Result<Self, StartError> {
+        let (dir, domain) = (&settings.state_dir, settings.trust_domain.as_str());
+        std::fs::create_dir_all(dir).map_err(|error| StartError::StateDir {
+            path: dir.clone(),
+            error,
+        })?;
+        let store = Arc::new(Store::open(&dir.join("store.redb"))?);
+        let authority = authority(settings, clock.clone())?;
+        let tokens = Tokens::new(Arc::clone(&store), domain, clock.clone());
+        Ok(Self {
+            store,
+            authority: Arc::new(authority),
+            proof: Arc::new(tokens.clone()),
+            tokens,
+        })
+    }
+
+    /// Returns when the store holds what the cluster holds.
+    async fn cluster(
+        settings: &Settings,
+        kubernetes: &kube::Settings,
+        clock: &Clock,
+        running: (&TaskTracker, &CancellationToken),
+    ) -> Result<Self, StartError> {
+        let domain = settings.trust_domain.as_str();
+        let store = Arc::new(Store::of_cluster()?);
+        let cluster = kube::Connection::open(kubernetes, domain).await?;
+        let ttl = settings.certificate_ttl;
+        let authority = Arc::new(cluster.authority(ttl, clock).await?);
+        cluster.mirror(&store, clock, running).await;
+        cluster.inject(&authority, running).await?;
+        Ok(Self {
+            tokens: Tokens::new(Arc::clone(&store), domain, clock.clone()),
+            store,
+            authority,
+            proof: cluster.proof(),
+        })
+    }
+}
+
 /// Starts a control plane; when this returns, it serves.
 ///
 /// # Errors
 /// See [`StartError`].
 pub async fn start(settings: Settings, clock: Clock) -> Result<Running, StartError> {
     check_trust_domain(&settings.trust_domain).map_err(StartError::Settings)?;
-    let dir = &settings.state_dir;
-    std::fs::create_dir_all(dir).map_err(|error| StartError::StateDir {
-        path: dir.clone(),
-        error,
-    })?;
     let domain = settings.trust_domain.as_str();
-    let store = Arc::new(Store::open(&dir.join("store.redb"))?);
-    let authority = Arc::new(authority(&settings, clock.clone())?);
-    let acceptors = tls::Acceptor::pair(&authority)?;
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let ground = match &settings.kubernetes {
+        None => Ground::directory(&settings, &clock)?,
+        Some(cluster) => {
+            Box::pin(Ground::cluster(&settings, cluster, &clock, (&tasks, &stop))).await?
+        }
+    };
+    let acceptors = tls::Acceptor::pair(&ground.authority)?;
     let [for_proxies, for_people] = acceptors.clone();
     let secured = !settings.api_insecure && !settings.api_addr.ip().is_loopback();
     let bearer = secret(&settings, secured)?;
-    let world = World::new(store.objects(), domain);
+    let world = World::new(ground.store.objects(), domain);
     let (publisher, published) = watch::channel(Arc::new(Published::new(world)));
     let parts = Parts {
-        tokens: Tokens::new(Arc::clone(&store), domain, clock.clone()),
-        store,
-        authority,
+        tokens: ground.tokens,
+        store: ground.store,
+        authority: ground.authority,
+        proof: ground.proof,
         proxies: Arc::default(),
         published,
         metrics: Arc::default(),
         clock,
-        stop: CancellationToken::new(),
+        stop,
     };
     let xds = Port {
         listener: listen(settings.xds_addr).await?,
@@ -246,7 +303,7 @@ pub async fn start(settings: Settings, clock: Clock) -> Result<Running, StartErr
         xds_addr: local(&xds.listener, settings.xds_addr),
         api_addr: local(&api.listener, settings.api_addr),
         telemetry_addr: local(&telemetry, settings.telemetry_addr),
-        tasks: TaskTracker::new(),
+        tasks,
         stop: parts.stop.clone(),
     };
     let (tasks, stop) = (&running.tasks, &running.stop);

@@ -34,6 +34,8 @@ pub mod cli;
 pub mod clock;
 pub mod duration;
 pub mod identity;
+pub mod inject;
+pub mod kube;
 pub mod model;
 pub mod serve;
 pub mod store;

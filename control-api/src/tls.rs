@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
-    ca::{self, Authority, CaError},
+    ca::{self, Authority, CaError, Own},
     identity::Identity,
 };
 
@@ -58,26 +58,69 @@ pub enum TlsError {
 #[derive(Debug)]
 pub struct OwnCertificate {
     authority: Arc<Authority>,
-    identity: Identity,
+    name: Own,
     current: ArcSwap<(Arc<CertifiedKey>, u64)>,
 }
 
 impl OwnCertificate {
-    fn issue(
-        authority: &Authority,
-        identity: &Identity,
-    ) -> Result<(Arc<CertifiedKey>, u64), TlsError> {
-        let (issued, key) = authority.self_issue(identity)?;
+    /// A first certificate for `name`.
+    ///
+    /// # Errors
+    /// When the authority gives us none.
+    pub fn new(authority: &Arc<Authority>, name: Own) -> Result<Arc<Self>, TlsError> {
+        let first = Self::issue(authority, &name)?;
+        Ok(Arc::new(Self {
+            authority: Arc::clone(authority),
+            name,
+            current: ArcSwap::from_pointee(first),
+        }))
+    }
+
+    fn issue(authority: &Authority, name: &Own) -> Result<(Arc<CertifiedKey>, u64), TlsError> {
+        let (issued, key) = authority.self_issue(name)?;
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         let key = CertifiedKey::from_der(issued.chain, key, &provider)?;
         Ok((Arc::new(key), issued.not_after))
     }
 
     fn renew(&self) -> Result<(), TlsError> {
-        let fresh = Self::issue(&self.authority, &self.identity)?;
+        let fresh = Self::issue(&self.authority, &self.name)?;
         self.current.store(Arc::new(fresh));
-        tracing::info!(identity = %self.identity, "own certificate renewed");
+        tracing::info!(name = %self.name, "own certificate renewed");
         Ok(())
+    }
+
+    /// Renews at two thirds of the certificate's life, for as long as it runs.
+    pub async fn keep_fresh(self: Arc<Self>) {
+        let clock = self.authority.clock().clone();
+        let (mut issued, mut overdue) = (clock.unix(), false);
+        loop {
+            let due = self.due(issued);
+            let left = Duration::from_secs(due.saturating_sub(clock.unix()));
+            let wait = if overdue {
+                CHECK_EVERY
+            } else {
+                left.min(CHECK_EVERY)
+            };
+            // The wall clock decides: a timer would sleep with the machine (TL-03).
+            tokio::time::sleep(wait).await;
+            if !overdue && clock.unix() < due {
+                continue;
+            }
+            match self.renew() {
+                Ok(()) => (issued, overdue) = (clock.unix(), false),
+                Err(error) => {
+                    tracing::error!(%error, "own certificate not renewed");
+                    overdue = true;
+                }
+            }
+        }
+    }
+
+    /// When one of `issued` is to be renewed, in seconds since 1970.
+    fn due(&self, issued: u64) -> u64 {
+        let not_after = self.current.load().1;
+        issued + not_after.saturating_sub(issued) * 2 / 3
     }
 }
 
@@ -104,12 +147,7 @@ impl Acceptor {
     pub fn pair(authority: &Arc<Authority>) -> Result<[Arc<Self>; 2], TlsError> {
         let domain = authority.trust_domain();
         let identity = Identity::new(domain, NAMESPACE, ACCOUNT).map_err(TlsError::Identity)?;
-        let first = OwnCertificate::issue(authority, &identity)?;
-        let own = Arc::new(OwnCertificate {
-            authority: Arc::clone(authority),
-            identity,
-            current: ArcSwap::from_pointee(first),
-        });
+        let own = OwnCertificate::new(authority, Own::Identity(identity))?;
         let build = |ask_clients| -> Result<Arc<Self>, TlsError> {
             Ok(Arc::new(Self {
                 config: ArcSwap::new(config(&own, ask_clients)?),
@@ -141,8 +179,7 @@ pub async fn keep_fresh(pair: [Arc<Acceptor>; 2]) {
     let mut bundles = own.authority.watch();
     let (mut issued, mut overdue) = (clock.unix(), false);
     loop {
-        let not_after = own.current.load().1;
-        let due = issued + not_after.saturating_sub(issued) * 2 / 3;
+        let due = own.due(issued);
         let left = Duration::from_secs(due.saturating_sub(clock.unix()));
         let wait = if overdue {
             CHECK_EVERY

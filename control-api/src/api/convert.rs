@@ -80,6 +80,7 @@ pub(super) fn store_error(error: StoreError) -> Status {
     match error {
         StoreError::Conflict(faults) => invalid(&faults),
         StoreError::Missing(key) => Status::not_found(format!("{key} does not exist")),
+        StoreError::Mirror => Status::failed_precondition(error.to_string()),
         StoreError::Database(_) | StoreError::Corrupt { .. } => {
             tracing::error!(%error, "store failed");
             Status::internal(error.to_string())

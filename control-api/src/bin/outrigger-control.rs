@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
-use outrigger_control::{app, ca::Origin, clock::Clock, duration};
+use outrigger_control::{app, ca::Origin, clock::Clock, duration, kube};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -23,9 +23,13 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Run {
-    /// Where objects, tokens and the root certificate are kept.
-    #[arg(long, env = "OUTRIGGER_STATE_DIR")]
-    state_dir: PathBuf,
+    /// Where objects, tokens and the root certificate are kept, outside a cluster.
+    #[arg(
+        long,
+        env = "OUTRIGGER_STATE_DIR",
+        required_unless_present = "kubernetes"
+    )]
+    state_dir: Option<PathBuf>,
     /// Configuration and certificates for proxies, over mutual TLS.
     #[arg(long, env = "OUTRIGGER_XDS_ADDR", default_value = "0.0.0.0:15012")]
     xds_addr: SocketAddr,
@@ -68,9 +72,76 @@ struct Run {
     /// new ones together while they are rotated.
     #[arg(long, env = "OUTRIGGER_CA_ROOTS", requires = "ca_cert")]
     ca_roots: Option<PathBuf>,
+    #[command(flatten)]
+    kubernetes: Kubernetes,
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter like `outrigger_control=debug`.
     #[arg(long, env = "OUTRIGGER_LOG_LEVEL", default_value = "info")]
     log_level: String,
+}
+
+/// In a cluster.
+#[derive(Debug, clap::Args)]
+struct Kubernetes {
+    /// Take services, routes and policies from the Kubernetes cluster that this runs in, or that the
+    /// kubeconfig names; its API server is the store.
+    #[arg(long, env = "OUTRIGGER_KUBERNETES")]
+    kubernetes: bool,
+    /// The namespace of the control plane.
+    #[arg(
+        long,
+        env = "OUTRIGGER_CONTROL_NAMESPACE",
+        default_value = "outrigger-system"
+    )]
+    control_namespace: String,
+    /// The Service of the control plane, by which the API server and proxies find it.
+    #[arg(
+        long,
+        env = "OUTRIGGER_CONTROL_SERVICE",
+        default_value = "outrigger-control"
+    )]
+    control_service: String,
+    /// The injector, which the API server calls.
+    #[arg(long, env = "OUTRIGGER_WEBHOOK_ADDR", default_value = "0.0.0.0:15017")]
+    webhook_addr: SocketAddr,
+    /// The injector's MutatingWebhookConfiguration.
+    #[arg(
+        long,
+        env = "OUTRIGGER_WEBHOOK_NAME",
+        default_value = "outrigger-injector"
+    )]
+    webhook_name: String,
+    /// The image with the proxy that pods get.
+    #[arg(
+        long,
+        env = "OUTRIGGER_PROXY_IMAGE",
+        default_value = "outrigger-proxy:0.1.0"
+    )]
+    proxy_image: String,
+    /// When that image is pulled: Always, IfNotPresent, Never.
+    #[arg(
+        long,
+        env = "OUTRIGGER_PROXY_PULL_POLICY",
+        default_value = "IfNotPresent"
+    )]
+    proxy_pull_policy: String,
+    /// Where proxies send traces, such as http://jaeger.observability:4317.
+    #[arg(long, env = "OUTRIGGER_OTLP_ENDPOINT", default_value = "")]
+    otlp_endpoint: String,
+}
+
+impl Kubernetes {
+    fn settings(self, xds: SocketAddr) -> Option<kube::Settings> {
+        self.kubernetes.then(|| kube::Settings {
+            namespace: self.control_namespace,
+            webhook_addr: self.webhook_addr,
+            service: self.control_service,
+            webhook: self.webhook_name,
+            proxy_image: self.proxy_image,
+            proxy_pull_policy: self.proxy_pull_policy,
+            otlp_endpoint: self.otlp_endpoint,
+            xds_port: xds.port(),
+        })
+    }
 }
 
 fn ttl(text: &str) -> Result<Duration, String> {
@@ -111,7 +182,9 @@ async fn serve(run: Run) -> anyhow::Result<()> {
         api_insecure: run.api_insecure,
         api_token_file: run.api_token_file,
         ca_files,
-        state_dir: run.state_dir,
+        // Not looked at in a cluster; outside, it is demanded.
+        state_dir: run.state_dir.unwrap_or_default(),
+        kubernetes: run.kubernetes.settings(run.xds_addr),
         xds_addr: run.xds_addr,
         api_addr: run.api_addr,
         telemetry_addr: run.telemetry_addr,

@@ -1,11 +1,12 @@
 //! The certificate authority: what signs, what is trusted, and the leaves that are signed.
 
+mod proof;
 mod roots;
 mod service;
 mod token;
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -24,7 +25,8 @@ use tokio::sync::watch;
 
 use roots::{Keeper, Signer, State};
 
-pub use roots::{Bundle, Origin, Root, RootState};
+pub use proof::{Proof, ProofError};
+pub use roots::{Bundle, Origin, Root, RootState, Text, new_root};
 pub use service::CertificateServer;
 pub use token::{CreatedToken, DEFAULT_TTL, KnownToken, MAX_TTL, TokenError, Tokens};
 
@@ -57,10 +59,10 @@ pub enum CaError {
     #[error("cannot sign: {0}")]
     Sign(#[from] rcgen::Error),
     /// The root that is there cannot be used.
-    #[error("{path}: {why}")]
+    #[error("{place}: {why}")]
     Unusable {
-        /// The file.
-        path: PathBuf,
+        /// The file or Secret.
+        place: String,
         /// What is wrong with it.
         why: String,
     },
@@ -81,7 +83,7 @@ pub enum CaError {
         until: u64,
     },
     /// An operator's roots are the operator's to rotate.
-    #[error("the certificate authority is kept in files: put the new root into them")]
+    #[error("the certificate authority is an operator's: put the new root where it is kept")]
     NotOurs,
     /// The request to sign is not one.
     #[error("certificate request: {0}")]
@@ -100,6 +102,24 @@ pub struct Issued {
     pub chain: Vec<CertificateDer<'static>>,
     /// Seconds since 1970.
     pub not_after: u64,
+}
+
+/// What one of our own ports is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Own {
+    /// By those who know identities: proxies.
+    Identity(Identity),
+    /// By those who know host names: the cluster's API server.
+    Host(String),
+}
+
+impl fmt::Display for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Identity(identity) => identity.fmt(f),
+            Self::Host(host) => f.write_str(host),
+        }
+    }
 }
 
 /// Signs certificates. What signs and what is trusted can change while it runs.
@@ -262,26 +282,27 @@ impl Authority {
         if *request.public_key.algorithm() != PKCS_ECDSA_P256_SHA256 {
             return Err(CaError::Request("the key must be ECDSA P-256".into()));
         }
-        self.issue(identity, &request.public_key, validity)
+        self.issue(uri_of(identity)?, &request.public_key, validity)
     }
 
-    /// Makes a key and a leaf for `identity`.
+    /// Makes a key and a leaf for one of our own ports.
     ///
     /// # Errors
     /// When signing fails.
-    pub fn self_issue(
-        &self,
-        identity: &Identity,
-    ) -> Result<(Issued, PrivateKeyDer<'static>), CaError> {
+    pub fn self_issue(&self, name: &Own) -> Result<(Issued, PrivateKeyDer<'static>), CaError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let issued = self.issue(identity, &key, None)?;
+        let name = match name {
+            Own::Identity(identity) => uri_of(identity)?,
+            Own::Host(host) => SanType::DnsName(host.as_str().try_into()?),
+        };
+        let issued = self.issue(name, &key, None)?;
         let der = PrivatePkcs8KeyDer::from(key.serialize_der());
         Ok((issued, der.into()))
     }
 
     fn issue(
         &self,
-        identity: &Identity,
+        name: SanType,
         key: &impl PublicKeyData,
         validity: Option<Duration>,
     ) -> Result<Issued, CaError> {
@@ -298,7 +319,7 @@ impl Authority {
         let not_after = now.saturating_add(life.as_secs()).min(to);
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
+        params.subject_alt_names = vec![name];
         set_validity(
             &mut params,
             now.saturating_sub(BACKDATE.as_secs()).max(from),
@@ -328,6 +349,10 @@ impl Authority {
             not_after,
         })
     }
+}
+
+fn uri_of(identity: &Identity) -> Result<SanType, CaError> {
+    Ok(SanType::URI(identity.to_string().try_into()?))
 }
 
 /// From when to when a certificate is valid, in seconds since 1970.

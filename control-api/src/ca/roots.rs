@@ -22,6 +22,7 @@ use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
 
 use super::{CaError, set_validity, validity_of, write_file};
+use crate::clock::Clock;
 
 /// Life of a root: ten years.
 const ROOT_LIFE: Duration = Duration::from_secs(3_650 * 24 * 3_600);
@@ -45,6 +46,14 @@ pub enum Origin {
         key: PathBuf,
         /// The roots that peers trust; PEM. `None` if the last certificate of `cert` is the root.
         roots: Option<PathBuf>,
+    },
+    /// A root, or an authority whose certificates end in one, that is the same for as long as this
+    /// runs: a cluster's Secret.
+    Given {
+        /// As in `Files`.
+        cert: Text,
+        /// As in `Files`.
+        key: Text,
     },
 }
 
@@ -164,6 +173,7 @@ impl Keeper {
         match &self.origin {
             Origin::Own(dir) => self.load_own(dir, now),
             Origin::Files { cert, key, roots } => load_files(cert, key, roots.as_deref(), now),
+            Origin::Given { cert, key } => given(cert, key, None, now),
         }
     }
 
@@ -268,8 +278,10 @@ impl Keeper {
     /// # Errors
     /// When a file cannot be read or written; it is tried again.
     pub(super) fn step(&self, bundle: &Bundle, now: u64) -> Result<bool, CaError> {
-        let Origin::Own(dir) = &self.origin else {
-            return Ok(true);
+        let dir = match &self.origin {
+            Origin::Own(dir) => dir,
+            Origin::Files { .. } => return Ok(true),
+            Origin::Given { .. } => return Ok(false),
         };
         let files = Files::of(dir);
         let next_is_trusted = bundle.roots.iter().any(|r| r.state == RootState::Next);
@@ -341,46 +353,70 @@ impl Files {
 }
 
 fn load_files(cert: &Path, key: &Path, roots: Option<&Path>, now: u64) -> Result<State, CaError> {
-    let text = |path: &Path| fs::read_to_string(path).map_err(at(path));
-    let pem = |path: &Path| {
-        let all = certificates(&text(path)?);
-        all.ok_or_else(|| unusable(path, "holds no certificate in PEM"))
+    let text = |path: &Path| -> Result<Text, CaError> {
+        Ok(Text {
+            place: path.display().to_string(),
+            pem: fs::read_to_string(path).map_err(at(path))?,
+        })
     };
-    let chain = pem(cert)?;
-    let signing = KeyPair::from_pem(&text(key)?)
-        .map_err(|error| unusable(key, format!("is no private key in PKCS#8: {error}")))?;
-    let first = chain.first().ok_or_else(|| unusable(cert, "is empty"))?;
+    let roots = roots.map(text).transpose()?;
+    given(&text(cert)?, &text(key)?, roots.as_ref(), now)
+}
+
+/// PEM, and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    /// The file or Secret, for messages.
+    pub place: String,
+    /// What is there.
+    pub pem: String,
+}
+
+impl Text {
+    fn unusable(&self, why: impl Into<String>) -> CaError {
+        CaError::Unusable {
+            place: self.place.clone(),
+            why: why.into(),
+        }
+    }
+
+    fn certificates(&self) -> Result<Vec<Certificate>, CaError> {
+        certificates(&self.pem).ok_or_else(|| self.unusable("holds no certificate in PEM"))
+    }
+}
+
+/// An authority that somebody else made.
+fn given(cert: &Text, key: &Text, roots: Option<&Text>, now: u64) -> Result<State, CaError> {
+    let chain = cert.certificates()?;
+    let signing = KeyPair::from_pem(&key.pem)
+        .map_err(|error| key.unusable(format!("is no private key in PKCS#8: {error}")))?;
+    let first = chain.first().ok_or_else(|| cert.unusable("is empty"))?;
     if !belongs(&first.der, &signing) {
-        let why = format!("does not belong to the key in {}", key.display());
-        return Err(unusable(cert, why));
+        return Err(cert.unusable(format!("does not belong to the key in {}", key.place)));
     }
     if !is_authority(&first.der) {
-        return Err(unusable(
-            cert,
-            "may not sign certificates (RFC 5280 §4.2.1.9)",
-        ));
+        return Err(cert.unusable("may not sign certificates (RFC 5280 §4.2.1.9)"));
     }
     let trusted = match roots {
-        Some(roots) => pem(roots)?,
+        Some(roots) => roots.certificates()?,
         None => {
             let last = chain.last().filter(|last| is_self_issued(&last.der));
             let last = last.ok_or_else(|| {
-                unusable(cert, "does not end in a root, so that --ca-roots is needed")
+                cert.unusable("does not end in a root, so that --ca-roots is needed")
             })?;
             vec![last.clone()]
         }
     };
     let mut validity = (0, u64::MAX);
     for one in &chain {
-        let (from, to) =
-            validity_of(&one.der).ok_or_else(|| unusable(cert, "is no certificate"))?;
+        let (from, to) = validity_of(&one.der).ok_or_else(|| cert.unusable("is no certificate"))?;
         validity = (validity.0.max(from), validity.1.min(to));
     }
     let mut all = Vec::new();
     for one in trusted {
-        let path = roots.unwrap_or(cert);
+        let place = roots.unwrap_or(cert);
         let state = RootState::Active;
-        all.push(Root::new(one, state).ok_or_else(|| unusable(path, "is no certificate"))?);
+        all.push(Root::new(one, state).ok_or_else(|| place.unusable("is no certificate"))?);
     }
     let between = chain.iter().filter(|one| !is_self_issued(&one.der));
     let signer = Signer {
@@ -394,6 +430,16 @@ fn load_files(cert: &Path, key: &Path, roots: Option<&Path>, now: u64) -> Result
     };
     prove(&state, cert, now)?;
     Ok(state)
+}
+
+/// A root's certificate and key, in PEM.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn new_root(trust_domain: &str, clock: &Clock) -> Result<(String, String), CaError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let root = root_params(trust_domain, clock.unix()).self_signed(&key)?;
+    Ok((root.pem(), key.serialize_pem()))
 }
 
 /// A certificate, with the text that it was read from.
@@ -417,7 +463,7 @@ fn certificates(text: &str) -> Option<Vec<Certificate>> {
 }
 
 /// That a leaf signed now can be verified by those who trust the roots.
-fn prove(state: &State, path: &Path, now: u64) -> Result<(), CaError> {
+fn prove(state: &State, place: &Text, now: u64) -> Result<(), CaError> {
     let (from, to) = state.signer.validity;
     let time = now.clamp(from, to.saturating_sub(1).max(from));
     let mut params = CertificateParams::default();
@@ -439,7 +485,7 @@ fn prove(state: &State, path: &Path, now: u64) -> Result<(), CaError> {
             .map(drop)
     });
     let why = |error| format!("does not lead to a root that peers trust: {error}");
-    verified.map_err(|error| unusable(path, why(error)))
+    verified.map_err(|error| place.unusable(why(error)))
 }
 
 fn belongs(cert: &CertificateDer<'_>, key: &KeyPair) -> bool {
@@ -487,7 +533,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> CaError {
 
 fn unusable(path: &Path, why: impl Into<String>) -> CaError {
     CaError::Unusable {
-        path: path.to_owned(),
+        place: path.display().to_string(),
         why: why.into(),
     }
 }

@@ -9,45 +9,51 @@ use outrigger_proto::outrigger::identity::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Authority, CaError, TokenError, Tokens};
+use super::{Authority, CaError, Proof, ProofError};
 use crate::{identity::Identity, telemetry::Metrics, tls::Peer, xds::Proxies};
 
 /// A request for a P-256 key has some 300 bytes.
 const MAX_CSR: usize = 16 << 10;
+/// A service account's token has some 1,500 bytes.
+const MAX_TOKEN: usize = 16 << 10;
 
 /// Answers requests for certificates.
 #[derive(Debug)]
 pub struct CertificateServer {
     authority: Arc<Authority>,
-    tokens: Tokens,
+    proof: Arc<dyn Proof>,
     proxies: Arc<Proxies>,
     metrics: Arc<Metrics>,
 }
 
 impl CertificateServer {
-    /// Signs with `authority` for those who show one of `tokens`, or their certificate. What is
-    /// issued is noted with `proxies`.
+    /// Signs with `authority` for those who show a token that is `proof`, or their certificate.
+    /// What is issued is noted with `proxies`.
     #[must_use]
-    pub const fn new(
+    pub fn new(
         authority: Arc<Authority>,
-        tokens: Tokens,
+        proof: Arc<dyn Proof>,
         proxies: Arc<Proxies>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             authority,
-            tokens,
+            proof,
             proxies,
             metrics,
         }
     }
 
-    fn prove(&self, token: &str, peer: Option<&Peer>) -> Result<Identity, Status> {
+    async fn prove(&self, token: &str, peer: Option<&Peer>) -> Result<Identity, Status> {
         if !token.is_empty() {
-            return self.tokens.check(token).map_err(|error| match error {
-                TokenError::Store(_) | TokenError::Random => Status::internal(error.to_string()),
-                _ => Status::unauthenticated(error.to_string()),
-            });
+            return self
+                .proof
+                .identity(token)
+                .await
+                .map_err(|error| match error {
+                    ProofError::Unavailable(why) => Status::unavailable(why),
+                    ProofError::Refused(why) => Status::unauthenticated(why),
+                });
         }
         match peer.and_then(|peer| peer.identity.clone()) {
             Some(identity) if identity.trust_domain == self.authority.trust_domain() => {
@@ -58,7 +64,7 @@ impl CertificateServer {
                 self.authority.trust_domain()
             ))),
             None => Err(Status::unauthenticated(
-                "neither a join token nor a client certificate was shown",
+                "neither a token nor a client certificate was shown",
             )),
         }
     }
@@ -70,7 +76,7 @@ impl CertificateService for CertificateServer {
         &self,
         request: Request<CreateCertificateRequest>,
     ) -> Result<Response<CreateCertificateResponse>, Status> {
-        let answer = self.create(request);
+        let answer = self.create(request).await;
         self.metrics.certificate(answer.is_ok());
         answer
     }
@@ -95,7 +101,7 @@ impl CertificateService for CertificateServer {
 type Bundles = Pin<Box<dyn Stream<Item = Result<WatchTrustBundleResponse, Status>> + Send>>;
 
 impl CertificateServer {
-    fn create(
+    async fn create(
         &self,
         request: Request<CreateCertificateRequest>,
     ) -> Result<Response<CreateCertificateResponse>, Status> {
@@ -104,6 +110,9 @@ impl CertificateServer {
         let request = request.into_inner();
         if request.csr_pem.len() > MAX_CSR {
             return Err(Status::invalid_argument("the request is too long"));
+        }
+        if request.token.len() > MAX_TOKEN {
+            return Err(Status::invalid_argument("the token is too long"));
         }
         let validity = match request.validity {
             None => None,
@@ -114,6 +123,7 @@ impl CertificateServer {
         };
         let identity = self
             .prove(&request.token, peer.as_ref())
+            .await
             .inspect_err(|status| {
                 tracing::warn!(?address, reason = status.message(), "certificate refused");
             })?;

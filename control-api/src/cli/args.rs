@@ -166,6 +166,10 @@ pub enum Command {
     /// The certificate authority: its roots, and replacing them.
     #[command(subcommand)]
     Ca(Ca),
+    /// Print the control plane's manifests for Kubernetes: `outrigger install | kubectl apply -f -`.
+    Install(Install),
+    /// Print a Kubernetes manifest with the proxy beside every pod's application.
+    Inject(Inject),
     /// Write a completion script for a shell.
     #[command(after_help = help::COMPLETIONS)]
     Completions {
@@ -381,4 +385,59 @@ pub enum Ca {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Output,
     },
+}
+
+/// See [`Command::Install`].
+#[derive(Debug, clap::Args)]
+pub struct Install {
+    /// Image of the control plane.
+    #[arg(long, default_value = "outrigger-control:0.1.0")]
+    pub image: String,
+    /// Image of the proxy.
+    #[arg(long, default_value = "outrigger-proxy:0.1.0")]
+    pub proxy_image: String,
+    /// When images are pulled.
+    #[arg(long, default_value = "IfNotPresent", value_parser = PULL_POLICIES)]
+    pub pull_policy: String,
+    /// Replicas of the control plane.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
+    pub replicas: u8,
+    /// Trust domain of every identity.
+    #[arg(long, default_value = "outrigger.local")]
+    pub trust_domain: String,
+    /// Where proxies send traces, such as http://jaeger.observability:4317.
+    #[arg(long, default_value = "")]
+    pub otlp_endpoint: String,
+    /// Log level of the control plane.
+    #[arg(long, default_value = "info")]
+    pub log_level: String,
+}
+
+const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
+
+/// See [`Command::Inject`].
+#[derive(Debug, clap::Args)]
+pub struct Inject {
+    /// The manifest; `-` is standard input.
+    #[arg(short, long = "filename", required = true)]
+    pub file: Vec<PathBuf>,
+    /// File with the mesh's root certificate: `kubectl -n outrigger-system get secret outrigger-ca
+    /// -o jsonpath='{.data.tls\.crt}' | base64 -d`.
+    #[arg(long)]
+    pub trust_bundle: PathBuf,
+    /// Image of the proxy.
+    #[arg(long, default_value = "outrigger-proxy:0.1.0")]
+    pub proxy_image: String,
+    /// When it is pulled.
+    #[arg(long, default_value = "IfNotPresent", value_parser = PULL_POLICIES)]
+    pub pull_policy: String,
+    /// Where proxies find the control plane.
+    #[arg(long, default_value = "outrigger-control.outrigger-system.svc:15012")]
+    pub control_plane: String,
+    /// Trust domain of every identity.
+    #[arg(long, default_value = "outrigger.local")]
+    pub trust_domain: String,
+    /// Where proxies send traces.
+    #[arg(long, default_value = "")]
+    pub otlp_endpoint: String,
 }

@@ -14,7 +14,7 @@ use outrigger_proto::outrigger::control::v1 as pb;
 use super::{
     Client, EXIT_NOT_LIVE,
     args::{Apply, Args, Ca, Command, Delete, Endpoint, Report, ResourceKind, Token},
-    said, show,
+    kube, said, show,
 };
 use crate::{clock::Clock, model::parse_manifest};
 
@@ -32,6 +32,11 @@ pub(super) async fn run(
             namespace,
             output,
         } => watch(client, kind, namespace, output, out).await?,
+        Command::Install(args) => kube::install(&args, out)?,
+        Command::Inject(args) => {
+            let manifest = read(&args.file)?;
+            kube::inject(&args, &manifest, out, &mut std::io::stderr())?;
+        }
         Command::Completions { shell } => {
             let mut command = Args::command();
             clap_complete::generate(shell, &mut command, "outrigger", out);

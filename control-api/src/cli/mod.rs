@@ -4,6 +4,7 @@ pub mod args;
 mod commands;
 mod connect;
 mod help;
+mod kube;
 mod show;
 
 use std::{io::Write, process::ExitCode};

@@ -217,7 +217,7 @@ fn typed<T: DeserializeOwned>(value: Value) -> Result<T, (String, String)> {
     })
 }
 
-fn document_of(
+pub(super) fn document_of(
     key: &Key,
     labels: Map<String, Value>,
     annotations: Map<String, Value>,

@@ -14,7 +14,7 @@ mod workload;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use authz::{Action, AuthorizationPolicySpec, Block, HeaderMatch, Operation, Rule, Source};
 pub use common::{Selector, Share, Span, TargetRef, TextMatch};
@@ -189,6 +189,22 @@ pub struct Object {
     pub json: Value,
     /// What it says.
     pub spec: Spec,
+}
+
+impl Object {
+    /// A service that nobody wrote as one of our objects.
+    #[must_use]
+    pub fn service(key: Key, labels: BTreeMap<String, String>, spec: ServiceSpec) -> Self {
+        let labels = labels.into_iter().map(|(name, value)| (name, value.into()));
+        let json = serde_json::to_value(&spec).unwrap_or_default();
+        Self {
+            json: manifest::document_of(&key, labels.collect(), Map::new(), &json),
+            key,
+            revision: 0,
+            created: 0,
+            spec: Spec::Service(Arc::new(spec)),
+        }
+    }
 }
 
 /// All objects at one revision.

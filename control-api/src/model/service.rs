@@ -62,6 +62,18 @@ pub enum AppProtocol {
 }
 
 impl AppProtocol {
+    /// By one of its names: IANA's, Kubernetes' and those that people use.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "http" | "http1" | "kubernetes.io/ws" => Some(Self::Http),
+            "http2" | "h2c" | "kubernetes.io/h2c" => Some(Self::Http2),
+            "grpc" => Some(Self::Grpc),
+            "tcp" | "tls" | "https" | "kubernetes.io/wss" => Some(Self::Tcp),
+            _ => None,
+        }
+    }
+
     /// As it is written.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -83,15 +95,11 @@ impl Serialize for AppProtocol {
 impl<'de> Deserialize<'de> for AppProtocol {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        match text.as_str() {
-            "http" | "http1" | "kubernetes.io/ws" => Ok(Self::Http),
-            "http2" | "h2c" | "kubernetes.io/h2c" => Ok(Self::Http2),
-            "grpc" => Ok(Self::Grpc),
-            "tcp" | "tls" | "https" | "kubernetes.io/wss" => Ok(Self::Tcp),
-            _ => Err(de::Error::custom(format!(
+        Self::parse(&text).ok_or_else(|| {
+            de::Error::custom(format!(
                 "{text:?} is not one of http, http2, h2c, grpc, tcp, tls, https"
-            ))),
-        }
+            ))
+        })
     }
 }
 
@@ -101,7 +109,8 @@ impl<'de> Deserialize<'de> for AppProtocol {
 pub struct Endpoint {
     /// Where it is.
     pub address: IpAddr,
-    /// Port by name of the service's port, where it is not the service's target port.
+    /// Port by name of the service's port, where it is not the service's target port; 0: this
+    /// instance does not serve that port.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<String, u16>,
     /// Service account; absent: the service's.
@@ -130,7 +139,7 @@ impl Endpoint {
 }
 
 impl ServiceSpec {
-    /// Where `endpoint` listens for the service's `port`.
+    /// Where `endpoint` listens for the service's `port`; 0: it does not.
     #[must_use]
     pub fn endpoint_port(&self, endpoint: &Endpoint, port: &ServicePort) -> u16 {
         let own = endpoint.ports.get(&port.name).copied();
@@ -205,10 +214,7 @@ impl Endpoint {
         if unusable(self.address) {
             fault("address".into(), UNUSABLE);
         }
-        for (name, port) in &self.ports {
-            if *port == 0 {
-                fault(format!("ports.{name}"), "must be 1 to 65535");
-            }
+        for name in self.ports.keys() {
             if !names.contains(name.as_str()) {
                 fault(format!("ports.{name}"), "is no port of the service");
             }

@@ -1,5 +1,6 @@
 //! Where objects and tokens are kept: an embedded database whose commits reach the disk before they
-//! are answered, and a copy of the objects in memory to read from.
+//! are answered, and a copy of the objects in memory to read from. In a cluster, whose API server is
+//! the store, only that copy is kept.
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::InMemoryBackend};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -44,6 +45,9 @@ pub enum StoreError {
     /// An object to delete is not there.
     #[error("{0} does not exist")]
     Missing(Key),
+    /// Objects are kept, and identities proven, by the cluster.
+    #[error("in a cluster, its API server is the place for this (kubectl, service accounts)")]
+    Mirror,
 }
 
 impl<E: Into<redb::Error>> From<E> for StoreError {
@@ -106,6 +110,8 @@ pub struct Store {
     /// Held while a change is made: changes follow one another.
     current: Mutex<Arc<Objects>>,
     changed: watch::Sender<Arc<Objects>>,
+    /// The objects are those of a cluster, and change there only.
+    mirror: bool,
 }
 
 impl Store {
@@ -114,9 +120,21 @@ impl Store {
     /// # Errors
     /// When it cannot be opened or read, or holds objects that are not valid.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create(path)?;
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        Self::over(builder.create(path)?, false)
+    }
+
+    /// A store that holds what [`Store::mirror`] says, and forgets it when it ends.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn of_cluster() -> Result<Self, StoreError> {
+        let database = Database::builder().create_with_backend(InMemoryBackend::new())?;
+        Self::over(database, true)
+    }
+
+    fn over(database: Database, mirror: bool) -> Result<Self, StoreError> {
         let write = database.begin_write()?;
         write.open_table(OBJECTS)?;
         write.open_table(NUMBERS)?;
@@ -128,7 +146,34 @@ impl Store {
             database,
             current: Mutex::new(objects),
             changed,
+            mirror,
         })
+    }
+
+    /// Takes over what changed in the cluster: objects, or `None` for those that are gone.
+    pub fn mirror(&self, changes: Vec<(Key, Option<Object>)>) {
+        let mut current = self.lock();
+        let mut next = Objects {
+            revision: current.revision + 1,
+            by_key: current.by_key.clone(),
+        };
+        let mut changed = false;
+        for (key, object) in changes {
+            let old = next.by_key.get(&key);
+            match object {
+                Some(object) if old.is_some_and(|old| old.json == object.json) => {}
+                Some(mut object) => {
+                    object.revision = next.revision;
+                    next.by_key.insert(key, Arc::new(object));
+                    changed = true;
+                }
+                None => changed |= next.by_key.remove(&key).is_some(),
+            }
+        }
+        if changed {
+            *current = Arc::new(next);
+            self.changed.send_replace(Arc::clone(&current));
+        }
     }
 
     /// All objects now.
@@ -223,6 +268,9 @@ impl Store {
             u64,
         ) -> Result<Vec<(Key, Change)>, StoreError>,
     ) -> Result<Applied, StoreError> {
+        if self.mirror && !dry_run {
+            return Err(StoreError::Mirror);
+        }
         let mut current = self.lock();
         let mut next = Objects {
             revision: current.revision + 1,
@@ -285,6 +333,9 @@ impl Store {
     /// # Errors
     /// When the disk fails.
     pub fn put_token(&self, hash: &[u8], grant: &Grant, now: u64) -> Result<(), StoreError> {
+        if self.mirror {
+            return Err(StoreError::Mirror);
+        }
         let write = self.database.begin_write()?;
         {
             let mut table = write.open_table(TOKENS)?;

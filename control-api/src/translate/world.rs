@@ -51,11 +51,13 @@ impl<'w> PortRef<'w> {
         self.identity_of(self.service.account(endpoint))
     }
 
-    /// The endpoints with the port that each listens on.
+    /// The endpoints that serve it, with the port that each listens on.
     pub fn endpoints(&self) -> impl Iterator<Item = (&'w Endpoint, u16)> {
         let (service, port) = (self.service, self.port);
         let endpoints = service.endpoints.iter();
-        endpoints.map(move |endpoint| (endpoint, service.endpoint_port(endpoint, port)))
+        endpoints
+            .map(move |endpoint| (endpoint, service.endpoint_port(endpoint, port)))
+            .filter(|(_, number)| *number != 0)
     }
 }
 
@@ -165,6 +167,9 @@ impl World {
                 }
                 for (e, endpoint) in service.endpoints.iter().enumerate() {
                     let port = service.endpoint_port(endpoint, port);
+                    if port == 0 {
+                        continue;
+                    }
                     let places = instances.entry(endpoint.address).or_default();
                     places.push((port, place(e)));
                 }

@@ -47,6 +47,7 @@ pub(crate) fn settings(dir: &Path) -> Settings {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     Settings {
         state_dir: dir.to_owned(),
+        kubernetes: None,
         xds_addr: any,
         api_addr: any,
         api_insecure: false,

@@ -1,0 +1,248 @@
+//! The injector as the API server calls it: AdmissionReview over HTTPS.
+//!
+//! The certificate is signed by our authority and renewed in place; the root that the API server
+//! is to trust is written into the webhook's configuration, and again whenever it is something
+//! else. While this does not answer, pods of namespaces in the mesh are not made: they would run
+//! unprotected.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use ::kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use futures_util::StreamExt as _;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    body::{Bytes, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use rustls::{ServerConfig, server::ResolvesServerCert, version::TLS13};
+use serde_json::{Value, json};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    inject::{self, Outcome, Settings},
+    tls::{OwnCertificate, TlsError},
+};
+
+/// The API servers', which keep their connections.
+const MAX_CONNECTIONS: usize = 256;
+/// An object has 1.5 MiB at most (etcd), a review two of them.
+const MAX_BODY: usize = 4 << 20;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that is quiet for this long is closed.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
+/// After a failed accept (no file descriptors), so as not to spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// TLS for the API server, which shows no certificate that we could check: what it asks for is no
+/// secret.
+///
+/// # Errors
+/// When rustls refuses.
+pub fn acceptor(own: Arc<OwnCertificate>) -> Result<TlsAcceptor, TlsError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(own as Arc<dyn ResolvesServerCert>);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Serves until `stop`.
+pub async fn serve(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    settings: Arc<Settings>,
+    stop: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            () = stop.cancelled() => return,
+            next = next => next,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the webhook port");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (tls, settings, stop) = (tls.clone(), Arc::clone(&settings), stop.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = connection(stream, tls, settings) => {}
+            }
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, tls: TlsAcceptor, settings: Arc<Settings>) {
+    let stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "no TLS with a caller of the webhook");
+            return;
+        }
+        Err(_) => return,
+    };
+    let service = service_fn(move |request| {
+        let settings = Arc::clone(&settings);
+        async move { Ok::<_, Infallible>(answer(request, &settings).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "webhook connection ended");
+    }
+}
+
+async fn answer(request: Request<Incoming>, settings: &Settings) -> Response<Full<Bytes>> {
+    let plain = |status: StatusCode, text: String| {
+        let mut response = Response::new(Full::new(Bytes::from(text)));
+        *response.status_mut() = status;
+        response
+    };
+    match (request.method(), request.uri().path()) {
+        (&Method::POST, "/inject") => {}
+        (_, "/inject") => return plain(StatusCode::METHOD_NOT_ALLOWED, String::new()),
+        _ => return plain(StatusCode::NOT_FOUND, "not found\n".into()),
+    }
+    let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return plain(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    match serde_json::from_slice(&body).map_err(|e| e.to_string()) {
+        Ok(asked) => match review(&asked, settings) {
+            Ok(answer) => {
+                let mut response = plain(StatusCode::OK, answer.to_string());
+                let json = http::HeaderValue::from_static("application/json");
+                response.headers_mut().insert(header::CONTENT_TYPE, json);
+                response
+            }
+            Err(why) => plain(StatusCode::BAD_REQUEST, why),
+        },
+        Err(why) => plain(StatusCode::BAD_REQUEST, why),
+    }
+}
+
+/// Answers an AdmissionReview (admission.k8s.io/v1) of a pod.
+fn review(asked: &Value, settings: &Settings) -> Result<Value, String> {
+    let text = |path: &str| asked.pointer(path).and_then(Value::as_str);
+    let uid = text("/request/uid").ok_or("request.uid is missing")?;
+    let pod = asked
+        .pointer("/request/object")
+        .ok_or("request.object is missing")?;
+    if text("/request/kind/kind") != Some("Pod") {
+        return Err("only pods are injected".into());
+    }
+    let mut response = json!({"uid": uid, "allowed": true});
+    let namespace = text("/request/namespace").unwrap_or_default();
+    let name = text("/request/name")
+        .or_else(|| text("/request/object/metadata/name"))
+        .or_else(|| text("/request/object/metadata/generateName"))
+        .unwrap_or_default();
+    match inject::inject(pod, settings) {
+        Outcome::Injected { pod: new, warnings } => {
+            tracing::info!(namespace, name, "proxy injected");
+            let patch = Value::from(inject::patch(pod, &new)).to_string();
+            set(&mut response, "patchType", "JSONPatch".into());
+            set(&mut response, "patch", BASE64_STANDARD.encode(patch).into());
+            let texts: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+            if !texts.is_empty() {
+                set(&mut response, "warnings", texts.into());
+            }
+        }
+        Outcome::Left(reason) => tracing::debug!(namespace, name, ?reason, "left as it is"),
+        Outcome::Refused(why) => {
+            tracing::warn!(namespace, name, why, "pod refused");
+            set(&mut response, "allowed", false.into());
+            let message = format!("outrigger: {why}");
+            set(
+                &mut response,
+                "status",
+                json!({"code": 403, "message": message}),
+            );
+        }
+    }
+    Ok(json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "response": response,
+    }))
+}
+
+fn set(object: &mut Value, key: &str, value: Value) {
+    if let Some(map) = object.as_object_mut() {
+        map.insert(key.to_owned(), value);
+    }
+}
+
+/// Keeps `bundle` in the webhook configuration called `name`, for as long as it runs.
+pub async fn keep_trusted(client: Client, name: String, bundle: String) {
+    let api = Api::<MutatingWebhookConfiguration>::all(client);
+    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut seen = std::pin::pin!(
+        watcher(api.clone(), only)
+            .default_backoff()
+            .applied_objects()
+    );
+    while let Some(next) = seen.next().await {
+        match next {
+            Ok(configuration) => {
+                let Some(patch) = trust(&configuration, &bundle) else {
+                    continue;
+                };
+                let (params, patch) = (PatchParams::default(), Patch::Strategic(patch));
+                match api.patch(&name, &params, &patch).await {
+                    Ok(_) => tracing::info!(name, "the API server trusts the webhook"),
+                    Err(error) => {
+                        tracing::warn!(name, %error, "webhook configuration not patched");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(name, %error, "webhook configuration not followed"),
+        }
+    }
+}
+
+/// The patch that makes the API server trust `bundle`; `None` if it does.
+fn trust(configuration: &MutatingWebhookConfiguration, bundle: &str) -> Option<Value> {
+    let webhooks = configuration.webhooks.iter().flatten();
+    let stale = webhooks.filter(|webhook| {
+        let known = webhook.client_config.ca_bundle.as_ref();
+        known.is_none_or(|known| known.0 != bundle.as_bytes())
+    });
+    let bundle = BASE64_STANDARD.encode(bundle);
+    let fresh: Vec<_> = stale
+        .map(|webhook| json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}}))
+        .collect();
+    (!fresh.is_empty()).then(|| json!({"webhooks": fresh}))
+}
+
+#[cfg(test)]
+mod tests;
