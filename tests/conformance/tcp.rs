@@ -432,8 +432,8 @@ async fn tc_05_an_idle_connection_ends_and_a_busy_one_does_not() {
     .await;
     let setup = Setup::tcp(app).filter(&json!({"idle_timeout": "1s"}));
     let path = Path::of(setup).await;
-    let (mut busy, mut idle) = (path.connect().await, path.connect().await);
     let began = Instant::now();
+    let (mut busy, mut idle) = (path.connect().await, path.connect().await);
     let watched = tokio::spawn(async move {
         let (_, end) = raw::read_to_end(&mut idle).await;
         (end, began.elapsed())
@@ -591,8 +591,10 @@ async fn tc_07_a_dead_node_costs_no_request_more_than_the_time_to_connect() {
         assert!(took < Duration::from_secs(3), "{took:?}");
         met += usize::from(took >= Duration::from_millis(450));
     }
+    // A retry takes a turn too, so that of three endpoints the dead one is the first of every other
+    // request.
     assert!(
-        (1..=4).contains(&met),
+        (1..=5).contains(&met),
         "the dead node was met {met} times of 9"
     );
 }

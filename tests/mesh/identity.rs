@@ -52,9 +52,9 @@ fn raw_gets_nothing(mesh: &Mesh, client: &Pod) {
     let script = format!(
         "
 import socket
-s = socket.create_connection(('{VIP}', 90), 5)
 got = b''
 try:
+    s = socket.create_connection(('{VIP}', 90), 5)
     s.sendall(b'POST / HTTP/1.1\\r\\nhost: x\\r\\ncontent-length: 0\\r\\n\\r\\n')
     while piece := s.recv(65536): got += piece
 except (ConnectionResetError, BrokenPipeError): pass
