@@ -150,16 +150,18 @@ mesh_test!(all_endpoints_fail_and_the_breaker_answers_at_once, mesh, {
             .collect();
         let good = part.iter().filter(|s| s.status == 200).count();
         println!(
-            "{from} to {to} s after the first answer: {good} of {}",
+            "{from:.1} to {to:.1} s after the first answer: {good} of {}",
             part.len()
         );
         100 * good / part.len().max(1)
     };
+    let end = all.iter().fold(back, |end, s| end.max(s.at)) - back;
     let shares = [
         share(0.0, 1.0),
         share(1.0, 2.0),
         share(2.0, 3.0),
-        share(3.2, 4.0),
+        // A probe may have met an endpoint that was not healed yet, so that the ramp began later.
+        share(end - 1.0, end),
     ];
     assert!(
         shares[0] < 60 && shares[0] < shares[1] && shares[1] < shares[2],
