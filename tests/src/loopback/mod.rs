@@ -1,7 +1,7 @@
 //! One proxy as a process on a loopback address of its own, with static configuration: no control
 //! plane, no namespaces, no rights. Clients and endpoints are scripts of the test.
 //!
-//! ```ignore
+//! ```text
 //! let upstream = raw::serve(async |mut stream, _nth| { … }).await;
 //! let proxy = Setup::http(upstream).route(json!({"timeout": "1s"})).start().await;
 //! let mut client = TcpStream::connect(proxy.address).await.unwrap();
