@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
             AtomicU32, AtomicU64, AtomicUsize,
             Ordering::{Acquire, Relaxed},
@@ -151,6 +151,10 @@ impl ClusterRun {
             original_dst: Mutex::default(),
         })
     }
+
+    fn breaker(&self) -> MutexGuard<'_, Option<Breaker>> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Counts down when dropped, and nothing else does.
@@ -186,11 +190,7 @@ impl RequestPermit {
         let Some(admitted) = self.admitted.take() else {
             return;
         };
-        let mut breaker = self
-            .run
-            .breaker
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut breaker = self.run.breaker();
         if let Some(breaker) = breaker.as_mut() {
             match outcome {
                 Outcome::Neutral => breaker.forget(admitted),
@@ -206,11 +206,7 @@ impl Drop for RequestPermit {
         let counter = if self.high { high } else { default };
         counter.fetch_sub(1, Relaxed);
         if let Some(admitted) = self.admitted {
-            let mut breaker = self
-                .run
-                .breaker
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut breaker = self.run.breaker();
             if let Some(breaker) = breaker.as_mut() {
                 breaker.forget(admitted);
             }
@@ -273,7 +269,7 @@ impl ClusterHandle {
             ids,
         } = makings;
         {
-            let mut breaker = run.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut breaker = run.breaker();
             let same = breaker.as_ref().map(Breaker::settings) == config.breaker.as_ref();
             if !same {
                 *breaker = config.breaker.map(Breaker::new);
@@ -384,11 +380,7 @@ impl ClusterHandle {
         }
         let mut admitted = None;
         if self.config.breaker.is_some() {
-            let mut breaker = self
-                .run
-                .breaker
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut breaker = self.run.breaker();
             if let Some(breaker) = breaker.as_mut() {
                 admitted = breaker.admit(now, rng.random());
                 if admitted.is_none() {
@@ -404,11 +396,7 @@ impl ClusterHandle {
         if counter.fetch_update(Relaxed, Relaxed, update).is_err() {
             totals.over_requests.fetch_add(1, Relaxed);
             if let Some(admitted) = admitted {
-                let mut breaker = self
-                    .run
-                    .breaker
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut breaker = self.run.breaker();
                 if let Some(breaker) = breaker.as_mut() {
                     breaker.forget(admitted);
                 }
@@ -555,6 +543,12 @@ impl ClusterHandle {
         member
     }
 
+    /// How many endpoints there are, whether they may be chosen or not.
+    #[must_use]
+    pub fn endpoint_count(&self) -> usize {
+        self.members.iter().map(Vec::len).sum()
+    }
+
     /// Numbers as they are now.
     #[must_use]
     pub fn stats(&self, now: Instant) -> ClusterStats {
@@ -563,7 +557,7 @@ impl ClusterHandle {
         let run = &self.run;
         let ejections = run.totals.ejections.each_ref().map(total);
         let all = self.members.iter().flatten();
-        let breaker = run.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        let breaker = run.breaker();
         ClusterStats {
             active_requests: sum(&run.active),
             active_connections: sum(&run.connections),
@@ -583,7 +577,7 @@ impl ClusterHandle {
             ejections_by_reason: ejections,
             checks: total(&run.totals.checks),
             checks_failed: total(&run.totals.checks_failed),
-            endpoints: all.clone().count(),
+            endpoints: self.endpoint_count(),
             healthy: all.filter(|m| m.is_available(now)).count(),
         }
     }

@@ -156,25 +156,23 @@ impl Job<'_> {
                 .unwrap_or_else(|_| self.parts.uri.clone());
         }
         let host = hit.host_header(&self.parts.headers);
-        let mut headers = std::mem::take(&mut self.parts.headers);
-        let original = headers.clone();
-        let vars = Vars {
-            remote: self.conn.source,
-            protocol: match self.parts.version {
-                Version::HTTP_2 => "HTTP/2",
-                Version::HTTP_10 => "HTTP/1.0",
-                _ => "HTTP/1.1",
-            },
-            request: crate::config::matcher::RequestView {
-                headers: &original,
-                ..self.view()
-            },
-        };
-        hit.apply_to_request(&mut headers, &vars);
-        if let HostHeader::Set(host) = host {
-            headers.insert(header::HOST, host);
+        if hit.changes_request() {
+            let mut headers = self.parts.headers.clone();
+            let vars = Vars {
+                remote: self.conn.source,
+                protocol: match self.parts.version {
+                    Version::HTTP_2 => "HTTP/2",
+                    Version::HTTP_10 => "HTTP/1.0",
+                    _ => "HTTP/1.1",
+                },
+                request: self.view(),
+            };
+            hit.apply_to_request(&mut headers, &vars);
+            self.parts.headers = headers;
         }
-        self.parts.headers = headers;
+        if let HostHeader::Set(host) = host {
+            self.parts.headers.insert(header::HOST, host);
+        }
     }
 
     /// One try, up to its response head.
@@ -431,7 +429,7 @@ impl Job<'_> {
             sent,
             committed: false,
             replayable: exchange.replay.replayable() && self.upgrade.is_none(),
-            elsewhere: tries.cluster.stats(Instant::now()).endpoints > tries.tried.len(),
+            elsewhere: tries.cluster.endpoint_count() > tries.tried.len(),
             remaining: tries.deadlines.remaining(Instant::now()),
         }
     }

@@ -48,6 +48,14 @@ impl RouteHit {
         }
     }
 
+    /// Whether the route changes request headers at all, so that those that came need not be kept
+    /// for the variables when it does not.
+    #[must_use]
+    pub fn changes_request(&self) -> bool {
+        self.header_mods()
+            .any(|mods| !(mods.request_add.is_empty() && mods.request_remove.is_empty()))
+    }
+
     /// Whether the route changes response headers at all, so that the request need not be kept for
     /// the variables when it does not.
     #[must_use]
