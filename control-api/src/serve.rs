@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -129,39 +129,25 @@ impl std::fmt::Debug for Port {
 impl Port {
     /// Serves until `stop`, then lets streams end for a short while.
     pub async fn serve(self, stop: CancellationToken) {
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let Self {
+            listener,
+            tls,
+            routes,
+        } = self;
         let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
         let tasks = TaskTracker::new();
-        loop {
-            let next = async {
-                let permit = Arc::clone(&connections).acquire_owned().await;
-                (permit, self.listener.accept().await)
-            };
-            let (permit, accepted) = tokio::select! {
-                () = stop.cancelled() => break,
-                next = next => next,
-            };
-            match (permit, accepted) {
-                (Ok(permit), Ok((stream, address))) => {
-                    let tls = self.tls.as_ref().map(|tls| tls.now());
-                    let routes = self.routes.clone();
-                    let (stop, handshakes) = (stop.clone(), Arc::clone(&handshakes));
-                    tasks.spawn(async move {
-                        let one = Accepted {
-                            stream,
-                            address,
-                            permit,
-                        };
-                        Box::pin(one.serve(tls, routes, handshakes, stop)).await;
-                    });
-                }
-                (_, Err(error)) => {
-                    tracing::warn!(%error, "cannot accept");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-                (Err(_), _) => break,
-            }
-        }
+        accept_each(
+            &listener,
+            MAX_CONNECTIONS,
+            &stop,
+            &tasks,
+            |stream, address| {
+                let one = Accepted { stream, address };
+                let tls = tls.as_ref().map(|tls| tls.now());
+                one.serve(tls, routes.clone(), Arc::clone(&handshakes), stop.clone())
+            },
+        )
+        .await;
         tasks.close();
         if timeout(DRAIN * 2, tasks.wait()).await.is_err() {
             tracing::warn!(left = tasks.len(), "connections cut at stop");
@@ -169,10 +155,46 @@ impl Port {
     }
 }
 
+/// Accepts connections until `stop`, and gives each, of `most` at a time, a task of `tasks`.
+pub(crate) async fn accept_each<F>(
+    listener: &TcpListener,
+    most: usize,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+    serve: impl Fn(TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(most));
+    loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            () = stop.cancelled() => return,
+            next = next => next,
+        };
+        match accepted {
+            Ok((stream, address)) => {
+                let served = Box::pin(serve(stream, address));
+                tasks.spawn(async move {
+                    let _place = place;
+                    served.await;
+                });
+            }
+            Err(error) => {
+                let port = listener.local_addr().map(|own| own.port()).unwrap_or(0);
+                tracing::warn!(%error, port, "cannot accept");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
 struct Accepted {
     stream: TcpStream,
     address: SocketAddr,
-    permit: OwnedSemaphorePermit,
 }
 
 impl Accepted {
@@ -208,7 +230,6 @@ impl Accepted {
             Ok(peer) => Box::pin(http(stream, peer, routes, stop)).await,
             Err(why) => tracing::info!(%address, why, "client refused"),
         }
-        drop(self.permit);
     }
 }
 

@@ -90,12 +90,15 @@ impl OwnCertificate {
         Ok(())
     }
 
-    /// Renews at two thirds of the certificate's life, for as long as it runs.
-    pub async fn keep_fresh(self: Arc<Self>) {
+    /// Renews at two thirds of the certificate's life, and when the roots are other ones, for as
+    /// long as it runs; `renewed` is called each time, and both are tried again when it fails.
+    pub async fn keep_fresh(self: Arc<Self>, renewed: impl Fn() -> Result<(), TlsError> + Send) {
         let clock = self.authority.clock().clone();
+        let mut bundles = self.authority.watch();
         let (mut issued, mut overdue) = (clock.unix(), false);
         loop {
-            let due = self.due(issued);
+            let not_after = self.current.load().1;
+            let due = issued + not_after.saturating_sub(issued) * 2 / 3;
             let left = Duration::from_secs(due.saturating_sub(clock.unix()));
             let wait = if overdue {
                 CHECK_EVERY
@@ -103,11 +106,17 @@ impl OwnCertificate {
                 left.min(CHECK_EVERY)
             };
             // The wall clock decides: a timer would sleep with the machine (TL-03).
-            tokio::time::sleep(wait).await;
-            if !overdue && clock.unix() < due {
+            let changed = tokio::select! {
+                () = tokio::time::sleep(wait) => false,
+                changed = bundles.changed() => match changed {
+                    Ok(()) => true,
+                    Err(_) => return,
+                },
+            };
+            if !changed && !overdue && clock.unix() < due {
                 continue;
             }
-            match self.renew() {
+            match self.renew().and_then(|()| renewed()) {
                 Ok(()) => (issued, overdue) = (clock.unix(), false),
                 Err(error) => {
                     tracing::error!(%error, "own certificate not renewed");
@@ -115,12 +124,6 @@ impl OwnCertificate {
                 }
             }
         }
-    }
-
-    /// When one of `issued` is to be renewed, in seconds since 1970.
-    fn due(&self, issued: u64) -> u64 {
-        let not_after = self.current.load().1;
-        issued + not_after.saturating_sub(issued) * 2 / 3
     }
 }
 
@@ -170,44 +173,13 @@ impl Acceptor {
     }
 }
 
-/// Renews our certificate at two thirds of its life, and follows the roots, for as long as it runs.
+/// Keeps our certificate fresh, and the roots that clients are checked by, for as long as it runs.
 /// Connections that are there stay.
 pub async fn keep_fresh(pair: [Arc<Acceptor>; 2]) {
     let [first, _] = &pair;
     let own = Arc::clone(&first.own);
-    let clock = own.authority.clock().clone();
-    let mut bundles = own.authority.watch();
-    let (mut issued, mut overdue) = (clock.unix(), false);
-    loop {
-        let due = own.due(issued);
-        let left = Duration::from_secs(due.saturating_sub(clock.unix()));
-        let wait = if overdue {
-            CHECK_EVERY
-        } else {
-            left.min(CHECK_EVERY)
-        };
-        // The wall clock decides: a timer would sleep with the machine (TL-03).
-        let changed = tokio::select! {
-            () = tokio::time::sleep(wait) => false,
-            changed = bundles.changed() => match changed {
-                Ok(()) => true,
-                Err(_) => return,
-            },
-        };
-        if !changed && !overdue && clock.unix() < due {
-            continue;
-        }
-        let renewed = own
-            .renew()
-            .and_then(|()| pair.iter().try_for_each(|a| a.refresh()));
-        match renewed {
-            Ok(()) => (issued, overdue) = (clock.unix(), false),
-            Err(error) => {
-                tracing::error!(%error, "own certificate not renewed");
-                overdue = true;
-            }
-        }
-    }
+    own.keep_fresh(|| pair.iter().try_for_each(|acceptor| acceptor.refresh()))
+        .await;
 }
 
 fn config(own: &Arc<OwnCertificate>, ask_clients: bool) -> Result<Arc<ServerConfig>, TlsError> {

@@ -224,7 +224,7 @@ impl Connection {
         let name = self.settings.webhook.clone();
         let bundle = authority.bundle().pem();
         let trusted = webhook::keep_trusted(self.client.clone(), name, bundle);
-        for task in [trusted.boxed(), own.keep_fresh().boxed()] {
+        for task in [trusted.boxed(), own.keep_fresh(|| Ok(())).boxed()] {
             let task = stop.clone().run_until_cancelled_owned(task);
             tasks.spawn(async move {
                 task.await;

@@ -27,14 +27,14 @@ use rustls::{ServerConfig, server::ResolvesServerCert, version::TLS13};
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     inject::{self, Outcome, Settings},
+    serve::accept_each,
     tls::{OwnCertificate, TlsError},
 };
 
@@ -45,8 +45,6 @@ const MAX_BODY: usize = 4 << 20;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that is quiet for this long is closed.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
-/// After a failed accept (no file descriptors), so as not to spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// TLS for the API server, which shows no certificate that we could check: what it asks for is no
 /// secret.
@@ -70,33 +68,15 @@ pub async fn serve(
     settings: Arc<Settings>,
     stop: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let next = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            () = stop.cancelled() => return,
-            next = next => next,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept on the webhook port");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let (tls, settings, stop) = (tls.clone(), Arc::clone(&settings), stop.clone());
-        tokio::spawn(async move {
-            let _place = place;
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = connection(stream, tls, settings) => {}
-            }
-        });
-    }
+    let tasks = TaskTracker::new();
+    accept_each(&listener, MAX_CONNECTIONS, &stop, &tasks, |stream, _| {
+        let served = connection(stream, tls.clone(), Arc::clone(&settings));
+        let stop = stop.clone();
+        async move {
+            stop.run_until_cancelled(Box::pin(served)).await;
+        }
+    })
+    .await;
 }
 
 async fn connection(stream: TcpStream, tls: TlsAcceptor, settings: Arc<Settings>) {

@@ -10,22 +10,16 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::TcpListener,
-    sync::Semaphore,
-    time::{sleep, timeout},
-};
-use tokio_util::sync::CancellationToken;
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Metrics;
-use crate::{store::Store, xds::Proxies};
+use crate::{serve::accept_each, store::Store, xds::Proxies};
 
 /// Scrapers and probes; there are a handful.
 const MAX_CONNECTIONS: usize = 64;
 /// A connection that is quiet or slow is closed after this.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// After a failed accept (no file descriptors), so as not to spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What Prometheus' text format 1.0 of OpenMetrics is called.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -48,27 +42,10 @@ pub async fn serve(
         proxies,
         store,
     });
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let next = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            () = stop.cancelled() => return,
-            next = next => next,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept on the telemetry port");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+    let tasks = TaskTracker::new();
+    accept_each(&listener, MAX_CONNECTIONS, &stop, &tasks, |stream, _| {
         let (source, stop) = (Arc::clone(&source), stop.clone());
-        tokio::spawn(async move {
-            let _place = place;
+        async move {
             let service = service_fn(move |request| {
                 let answer = source.answer(&request);
                 async move { Ok::<_, Infallible>(answer) }
@@ -77,16 +54,13 @@ pub async fn serve(
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
                 .serve_connection(TokioIo::new(stream), service);
-            tokio::select! {
-                () = stop.cancelled() => {}
-                ended = timeout(PATIENCE * 60, connection) => {
-                    if let Ok(Err(error)) = ended {
-                        tracing::debug!(%error, "telemetry connection ended");
-                    }
-                }
+            let ended = timeout(PATIENCE * 60, connection);
+            if let Some(Ok(Err(error))) = stop.run_until_cancelled(ended).await {
+                tracing::debug!(%error, "telemetry connection ended");
             }
-        });
-    }
+        }
+    })
+    .await;
 }
 
 impl Source {
