@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use h2::{
     Reason,
@@ -474,17 +475,10 @@ fn asked(worker: &Worker, parts: &mut Parts) -> Result<Asks, StatusCode> {
     Ok(Asks::Switch)
 }
 
-/// Sixteen random bytes in base64 (RFC 6455 §4.1): 21 digits, one more of
-/// which only two bits count, and the padding.
+/// Sixteen random bytes in base64 (RFC 6455 §4.1).
 fn websocket_key(rng: &mut impl rand::Rng) -> HeaderValue {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut digit = |from: &[u8]| {
-        let at = rng.random_range(0..from.len());
-        char::from(from.get(at).copied().unwrap_or(b'A'))
-    };
-    let mut key: String = (0..21).map(|_| digit(DIGITS)).collect();
-    key.push(digit(b"AQgw"));
-    HeaderValue::try_from(key + "==").unwrap_or_else(|_| HeaderValue::from_static(""))
+    let key = BASE64_STANDARD.encode(rng.random::<[u8; 16]>());
+    HeaderValue::try_from(key).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 #[cfg(test)]

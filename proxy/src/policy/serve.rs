@@ -3,7 +3,9 @@
 use std::{future::poll_fn, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header, request::Parts};
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -214,6 +216,9 @@ impl<'a> Job<'a> {
 
     /// The limits that the HTTP/1.1 codec keeps, for what came in HTTP/2 (HT-25).
     fn check_size(&self) -> Result<(), Local> {
+        if self.parts.version != Version::HTTP_2 {
+            return Ok(());
+        }
         let refuse = |error: h1::Error| Local::new(error.downstream_fault(), error.to_string());
         let most = h1::Limits::default().uri_bytes;
         let target = self.parts.uri.path_and_query().map_or("", |p| p.as_str());
