@@ -6,6 +6,8 @@ use aws_lc_rs::{constant_time, digest, rand as random};
 use http::{HeaderMap, header::AUTHORIZATION};
 use tonic::Status;
 
+use crate::hex::hex;
+
 /// So that a secret is recognised where it leaks.
 const PREFIX: &str = "ora_";
 /// As hard to guess as a key.
@@ -45,11 +47,10 @@ impl Bearer {
     pub fn read_or_make(path: &Path) -> io::Result<Self> {
         let mut secret = [0_u8; SECRET_BYTES];
         random::fill(&mut secret).map_err(|_| io::Error::other("no random numbers"))?;
-        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut options = fs::OpenOptions::new();
         match options.write(true).create_new(true).mode(0o600).open(path) {
             Ok(mut file) => {
-                file.write_all(format!("{PREFIX}{hex}\n").as_bytes())?;
+                file.write_all(format!("{PREFIX}{}\n", hex(&secret)).as_bytes())?;
                 file.sync_all()?;
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -33,6 +33,7 @@ pub mod ca;
 pub mod cli;
 pub mod clock;
 pub mod duration;
+mod hex;
 pub mod identity;
 pub mod inject;
 pub mod kube;

@@ -22,7 +22,7 @@ use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
 
 use super::{CaError, set_validity, validity_of, write_file};
-use crate::clock::Clock;
+use crate::{clock::Clock, hex::hex};
 
 /// Life of a root: ten years.
 const ROOT_LIFE: Duration = Duration::from_secs(3_650 * 24 * 3_600);
@@ -108,7 +108,7 @@ impl Root {
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let hash = digest::digest(&digest::SHA256, &self.der);
-        hash.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+        hex(hash.as_ref())
     }
 
     /// Its name, for people.

@@ -6,6 +6,7 @@ use aws_lc_rs::{digest, rand as random};
 
 use crate::{
     clock::Clock,
+    hex::hex,
     identity::Identity,
     store::{Grant, Store, StoreError},
 };
@@ -112,8 +113,7 @@ impl Tokens {
             Identity::new(&self.trust_domain, namespace, account).map_err(TokenError::Identity)?;
         let mut secret = [0_u8; SECRET_BYTES];
         random::fill(&mut secret).map_err(|_| TokenError::Random)?;
-        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-        let token = format!("{PREFIX}{hex}");
+        let token = format!("{PREFIX}{}", hex(&secret));
         let now = self.clock.unix();
         let expires = now.saturating_add(ttl.min(MAX_TTL).as_secs());
         let grant = Grant {
@@ -208,8 +208,7 @@ impl Tokens {
 }
 
 fn id_of(hash: &[u8]) -> String {
-    let hex = hash.iter().map(|byte| format!("{byte:02x}"));
-    hex.take(ID / 2).collect()
+    hex(hash.iter().take(ID / 2))
 }
 
 fn hash(token: &str) -> digest::Digest {

@@ -8,7 +8,10 @@ use std::{
 use aws_lc_rs::digest;
 use outrigger_proto::any::Any;
 
-use crate::translate::{self, Changes, ResourceType, Viewer, World};
+use crate::{
+    hex::hex,
+    translate::{self, Changes, ResourceType, Viewer, World},
+};
 
 /// A resource and its version.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,7 +28,7 @@ impl Encoded {
         let hash = digest::digest(&digest::SHA256, &resource.value);
         let short = hash.as_ref().iter().take(8);
         Self {
-            version: short.map(|byte| format!("{byte:02x}")).collect(),
+            version: hex(short),
             resource,
         }
     }

@@ -15,7 +15,7 @@ use super::{
     delta::{MAX_REASON, WILDCARD, check_count, check_name},
     published::{Encoded, View},
 };
-use crate::translate::ResourceType;
+use crate::{hex::hex, translate::ResourceType};
 
 /// The answer that waits for its ACK or NACK. There is one of each type at most: what changes
 /// meanwhile is sent together after it.
@@ -291,7 +291,7 @@ fn version(held: &BTreeMap<String, Arc<Encoded>>) -> String {
     }
     let hash = context.finish();
     let short = hash.as_ref().iter().take(8);
-    short.map(|byte| format!("{byte:02x}")).collect()
+    hex(short)
 }
 
 #[cfg(test)]
