@@ -1,7 +1,6 @@
-//! Group F: retries, time limits, circuit breaking, ejection.
+//! Group F: who is tried again, where, and for how long. Uploads and limits have files of their own.
 
 use std::{
-    cell::Cell,
     collections::HashMap,
     net::SocketAddr,
     sync::{
@@ -16,22 +15,23 @@ use rand::RngExt as _;
 use serde_json::{Value, json};
 use tokio::{
     io::AsyncWriteExt as _,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::Mutex,
     time::{Instant, sleep, timeout},
 };
 
-const STEP: Duration = Duration::from_secs(20);
-const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+pub(crate) const STEP: Duration = Duration::from_secs(20);
+pub(crate) const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+pub(crate) const UNAVAILABLE: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
 
 /// Endpoints are asked one after the other.
-fn in_turn() -> Value {
+pub(crate) fn in_turn() -> Value {
     json!({"lb_policy": "ROUND_ROBIN"})
 }
 
 /// Answers each request with `answer`, and counts them.
-async fn counting(answer: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
+pub(crate) async fn counting(answer: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
     let count = Arc::<AtomicUsize>::default();
     let counted = Arc::clone(&count);
     let address = raw::serve(move |mut stream, _| {
@@ -48,7 +48,7 @@ async fn counting(answer: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
 }
 
 /// One request on a connection of its own: its status, 0 when there was no answer.
-async fn ask(proxy: &Proxy, method: &str, path: &str, body: &[u8]) -> u16 {
+pub(crate) async fn ask(proxy: &Proxy, method: &str, path: &str, body: &[u8]) -> u16 {
     let mut client = proxy.connect().await;
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n",
@@ -279,161 +279,6 @@ async fn rt_02_requests_that_cross_the_endpoints_close_do_not_fail() {
     assert_eq!(posts.count(), failures["POST"]);
 }
 
-/// Ten megabytes that differ from place to place.
-fn upload_body() -> Vec<u8> {
-    (0..10_u32 << 20)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0])
-        .collect()
-}
-
-/// Uploads, in a length or in chunks, and returns the status and the answer.
-async fn upload(proxy: &Proxy, method: &str, body: &[u8], chunked: bool) -> (u16, Vec<u8>) {
-    let client = proxy.connect().await;
-    let (mut reader, mut writer) = client.into_split();
-    let framing = if chunked {
-        "transfer-encoding: chunked".to_owned()
-    } else {
-        format!("content-length: {}", body.len())
-    };
-    let head = format!("{method} /up HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n");
-    let sending = async {
-        writer.write_all(head.as_bytes()).await?;
-        for piece in body.chunks(50_000) {
-            if chunked {
-                writer
-                    .write_all(format!("{:x}\r\n", piece.len()).as_bytes())
-                    .await?;
-            }
-            writer.write_all(piece).await?;
-            if chunked {
-                writer.write_all(b"\r\n").await?;
-            }
-        }
-        if chunked {
-            writer.write_all(b"0\r\n\r\n").await?;
-        }
-        Ok::<_, std::io::Error>(())
-    };
-    let reading = raw::read_response(&mut reader);
-    let (_, (head, body)) = tokio::join!(timeout(STEP, sending), reading);
-    (raw::status(&head), body)
-}
-
-/// Compares what is uploaded with what was meant, and says whether it was the same.
-async fn comparing(body: &Arc<Vec<u8>>) -> SocketAddr {
-    let want = Arc::clone(body);
-    raw::serve(move |mut stream, _| {
-        let want = Arc::clone(&want);
-        async move {
-            let Some(head) = raw::try_read_head(&mut stream).await else {
-                return;
-            };
-            let got = match raw::field(&head, "content-length").and_then(|n| n.parse().ok()) {
-                Some(length) => raw::read_exact(&mut stream, length).await,
-                None => read_chunks(&mut stream).await,
-            };
-            let same = if got == *want { "same" } else { "else" };
-            let answer =
-                format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 4\r\n\r\n{same}");
-            raw::write(&mut stream, answer.as_bytes()).await;
-        }
-    })
-    .await
-}
-
-async fn read_chunks(stream: &mut TcpStream) -> Vec<u8> {
-    use tokio::io::AsyncBufReadExt as _;
-    let mut reader = tokio::io::BufReader::new(stream);
-    let mut body = Vec::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).await.expect("a chunk");
-        let length = usize::from_str_radix(line.trim_end(), 16).expect("its length");
-        let mut chunk = raw::read_exact(&mut reader, length + 2).await;
-        if length == 0 {
-            return body;
-        }
-        chunk.truncate(length);
-        body.extend(chunk);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rt_03_a_large_upload_goes_to_another_endpoint_when_the_first_refuses() {
-    const AT_ONCE: usize = 12;
-    let body = Arc::new(upload_body());
-    let (nobody, _socket) = raw::nobody();
-    let all = [nobody, comparing(&body).await];
-    let proxy = Setup::http(nobody)
-        .endpoints(&all)
-        .cluster(&in_turn())
-        .start()
-        .await;
-    for chunked in [false, true] {
-        // A few to begin with, so that what the allocator keeps is counted before.
-        upload(&proxy, "POST", &body, chunked).await;
-        let before = proxy.resident();
-        let uploads = (0..AT_ONCE).map(|_| upload(&proxy, "POST", &body, chunked));
-        let most = Cell::new(before);
-        let watch = async {
-            loop {
-                most.set(most.get().max(proxy.resident()));
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::select! {
-            answers = futures_util::future::join_all(uploads) => {
-                for answer in answers {
-                    assert_eq!(answer, (200, b"same".to_vec()), "chunked: {chunked}");
-                }
-            }
-            () = watch => {}
-        }
-        let each = most.get().saturating_sub(before) / AT_ONCE as u64;
-        assert!(
-            each < 2 << 20,
-            "{each} bytes for an upload of ten megabytes"
-        );
-    }
-    let log = proxy.access_log(2 + 2 * AT_ONCE).await;
-    assert!(log.iter().any(|line| line["tries"] == 2), "{log:#?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rt_03_an_upload_that_fails_in_its_middle_is_not_begun_anew() {
-    let body = upload_body();
-    let begun = Arc::<AtomicUsize>::default();
-    let count = Arc::clone(&begun);
-    let dies = move || {
-        let count = Arc::clone(&count);
-        raw::serve(move |mut stream, _| {
-            let count = Arc::clone(&count);
-            async move {
-                if raw::try_read_head(&mut stream).await.is_some() {
-                    count.fetch_add(1, Relaxed);
-                    raw::read_exact(&mut stream, 1 << 20).await;
-                    raw::reset(stream);
-                }
-            }
-        })
-    };
-    let all = [dies().await, dies().await];
-    let proxy = Setup::http(all[0])
-        .endpoints(&all)
-        .cluster(&in_turn())
-        .start()
-        .await;
-    for (n, method) in ["POST", "PUT"].iter().enumerate() {
-        for chunked in [false, true] {
-            let began = Instant::now();
-            let (status, _) = upload(&proxy, method, &body, chunked).await;
-            assert_eq!(status, 503, "{method}");
-            assert!(began.elapsed() < Duration::from_secs(10));
-        }
-        assert_eq!(begun.load(Relaxed), 2 * (n + 1), "{method}: one try each");
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn rt_04_retries_of_three_hops_do_not_multiply() {
     const REQUESTS: usize = 1500;
@@ -547,7 +392,7 @@ async fn rt_05_an_only_endpoint_is_tried_again_after_a_wait() {
 
 /// Answers each request after the time that its path names, in milliseconds, or that time less with
 /// every try (`/first/rest`).
-async fn slow() -> (SocketAddr, Arc<AtomicUsize>) {
+pub(crate) async fn slow() -> (SocketAddr, Arc<AtomicUsize>) {
     let count = Arc::<AtomicUsize>::default();
     let counted = Arc::clone(&count);
     let address = raw::serve(move |mut stream, _| {
@@ -660,228 +505,4 @@ async fn rt_06_neither_a_slow_upload_nor_a_slow_body_is_cut() {
     }
     let (head, body) = raw::read_response(&mut client).await;
     assert_eq!((raw::status(&head), body), (200, b"whole".to_vec()));
-}
-
-/// So many requests at once, each held by the endpoint for half a second: the statuses.
-async fn at_once(proxy: &Proxy, count: usize) -> HashMap<u16, usize> {
-    let all = (0..count).map(|_| ask(proxy, "GET", "/500", b""));
-    let mut statuses = HashMap::new();
-    for status in futures_util::future::join_all(all).await {
-        *statuses.entry(status).or_default() += 1;
-    }
-    statuses
-}
-
-/// The sum of the series whose line begins so.
-fn metric(text: &str, start: &str) -> f64 {
-    let lines: Vec<_> = text.lines().filter(|l| l.starts_with(start)).collect();
-    assert!(!lines.is_empty(), "{start:?} is not in {text}");
-    let numbers = lines.iter().filter_map(|line| line.rsplit(' ').next());
-    numbers.map(|n| n.parse::<f64>().expect("a number")).sum()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rt_07_each_limit_means_what_it_says_and_has_a_count_and_a_flag_of_its_own() {
-    let limit = |limits: Value| json!({"circuit_breakers": {"thresholds": [limits]}});
-    // Three have a connection, three wait for one, two find no place to wait.
-    let proxy = Setup::http(slow().await.0)
-        .cluster(&limit(
-            json!({"max_connections": 3, "max_pending_requests": 3}),
-        ))
-        .start()
-        .await;
-    assert_eq!(
-        at_once(&proxy, 6).await,
-        HashMap::from([(200, 6)]),
-        "3 + 3 fit"
-    );
-    let statuses = at_once(&proxy, 8).await;
-    assert_eq!(statuses, HashMap::from([(200, 6), (503, 2)]));
-    let log = proxy.access_log(14).await;
-    let flags: Vec<_> = log.iter().filter(|line| line["status"] == 503).collect();
-    assert!(
-        flags.iter().all(|line| line["cause"] == "OverflowPending"),
-        "{flags:#?}"
-    );
-    let metrics = proxy.metrics().await;
-    let over = |what: &str| {
-        let name = format!("outrigger_cluster_overflow_total{{cluster=\"app\",limit=\"{what}\"");
-        metric(&metrics, &name)
-    };
-    assert_eq!(over("pending"), 2.0, "{metrics}");
-    assert_eq!(over("requests"), 0.0);
-
-    let proxy = Setup::http(slow().await.0)
-        .cluster(&limit(json!({"max_requests": 4})))
-        .start()
-        .await;
-    let statuses = at_once(&proxy, 6).await;
-    assert_eq!(statuses, HashMap::from([(200, 4), (503, 2)]));
-    let log = proxy.access_log(6).await;
-    let causes: Vec<_> = log.iter().filter(|line| line["status"] == 503).collect();
-    assert!(
-        causes
-            .iter()
-            .all(|line| line["cause"] == "OverflowRequests"),
-        "{causes:#?}"
-    );
-    // And what was taken is given back.
-    sleep(Duration::from_millis(200)).await;
-    let metrics = proxy.metrics().await;
-    for gauge in [
-        "outrigger_cluster_requests_active",
-        "outrigger_cluster_pending",
-    ] {
-        assert_eq!(
-            metric(&metrics, &format!("{gauge}{{cluster=\"app\"}}")),
-            0.0,
-            "{metrics}"
-        );
-    }
-}
-
-fn ejecting(percent: u32) -> Value {
-    json!({
-        "lb_policy": "ROUND_ROBIN",
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-        "outlier_detection": {
-            "consecutive_5xx": 3, "enforcing_consecutive_5xx": 100,
-            "enforcing_consecutive_gateway_failure": 0, "enforcing_success_rate": 0,
-            "interval": "1s", "base_ejection_time": "60s", "max_ejection_percent": percent, "always_eject_one_host": false,
-        },
-    })
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rt_09_no_more_are_ejected_than_allowed_and_all_only_by_choice() {
-    for (percent, ejected, last) in [
-        (50, 1.0, "503"),
-        (70, 2.0, "503"),
-        (100, 3.0, "NoHealthyEndpoint"),
-    ] {
-        let mut all = Vec::new();
-        let mut counts = Vec::new();
-        for _ in 0..3 {
-            let (address, count) = counting(UNAVAILABLE).await;
-            all.push(address);
-            counts.push(count);
-        }
-        let proxy = Setup::http(all[0])
-            .endpoints(&all)
-            .cluster(&ejecting(percent))
-            .start()
-            .await;
-        for _ in 0..30 {
-            assert_eq!(ask(&proxy, "GET", "/", b"").await, 503);
-        }
-        let metrics = proxy.metrics().await;
-        let name = "outrigger_cluster_endpoints{cluster=\"app\",state=\"unavailable\"";
-        assert_eq!(metric(&metrics, name), ejected, "at {percent} %: {metrics}");
-        let reached: usize = counts.iter().map(|count| count.load(Relaxed)).sum();
-        let log = proxy.access_log(30).await;
-        if last == "503" {
-            assert_eq!(reached, 30, "at {percent} %: those that are left answer");
-        } else {
-            assert_eq!(
-                reached, 9,
-                "at {percent} %: three each, then nobody is asked"
-            );
-            assert_eq!(log[29]["cause"], last, "{log:#?}");
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rt_09_a_single_endpoint_is_not_ejected_below_the_limit() {
-    let (app, count) = counting(UNAVAILABLE).await;
-    let proxy = Setup::http(app).cluster(&ejecting(99)).start().await;
-    for _ in 0..12 {
-        assert_eq!(ask(&proxy, "GET", "/", b"").await, 503);
-    }
-    assert_eq!(count.load(Relaxed), 12);
-}
-
-/// An endpoint that can be killed, with everything open on it, and come back on its port.
-struct Mortal {
-    address: SocketAddr,
-    alive: tokio::task::JoinHandle<()>,
-}
-
-impl Mortal {
-    async fn start(at: SocketAddr) -> Self {
-        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-        socket.set_reuseaddr(true).expect("shared");
-        socket.bind(at).expect("a port");
-        let listener: TcpListener = socket.listen(1024).expect("listening");
-        let address = listener.local_addr().expect("an address");
-        let alive = tokio::spawn(async move {
-            let mut open = tokio::task::JoinSet::new();
-            while let Ok((mut stream, _)) = listener.accept().await {
-                open.spawn(async move {
-                    let _now = stream.set_zero_linger();
-                    while raw::try_read_head(&mut stream).await.is_some() {
-                        sleep(Duration::from_millis(3)).await;
-                        raw::write(&mut stream, OK).await;
-                    }
-                });
-            }
-        });
-        Self { address, alive }
-    }
-
-    async fn die(&mut self) {
-        self.alive.abort();
-        let _dead = (&mut self.alive).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rt_12_killed_endpoints_cost_no_request() {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let mut all = Vec::new();
-    for _ in 0..5 {
-        all.push(Mortal::start(any).await);
-    }
-    let addresses: Vec<_> = all.iter().map(|one| one.address).collect();
-    let proxy = Arc::new(
-        Setup::http(addresses[0])
-            .endpoints(&addresses)
-            .cluster(&in_turn())
-            .start()
-            .await,
-    );
-    let stop = Arc::<AtomicBool>::default();
-    let clients: Vec<_> = (0..10)
-        .map(|_| {
-            let (proxy, stop) = (Arc::clone(&proxy), Arc::clone(&stop));
-            tokio::spawn(async move {
-                let mut client = proxy.connect().await;
-                let (mut asked, mut failed) = (0, 0);
-                while !stop.load(Relaxed) {
-                    raw::write(&mut client, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-                    let (head, _) = raw::read_response(&mut client).await;
-                    asked += 1;
-                    failed += usize::from(raw::status(&head) != 200);
-                    sleep(Duration::from_millis(10)).await;
-                }
-                (asked, failed)
-            })
-        })
-        .collect();
-    for round in 0..10 {
-        let one = &mut all[round % 5];
-        one.die().await;
-        sleep(Duration::from_millis(400)).await;
-        *one = Mortal::start(one.address).await;
-        sleep(Duration::from_millis(200)).await;
-    }
-    stop.store(true, Relaxed);
-    let (mut asked, mut failed) = (0, 0);
-    for client in clients {
-        let (some, bad) = client.await.expect("a client");
-        asked += some;
-        failed += bad;
-    }
-    assert!(asked > 500, "only {asked} were asked");
-    assert_eq!(failed, 0, "of {asked}");
 }
