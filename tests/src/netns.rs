@@ -153,7 +153,10 @@ impl Mesh {
         let dir = env::temp_dir().join(format!("outrigger-{short}-{}", random()));
         fs::create_dir_all(&dir).expect("a folder for the test's files");
         sh("mount -t tmpfs tmpfs /run && mkdir -p /run/netns");
-        sh("ip link set lo up && ip link add br0 type bridge && ip link set br0 up");
+        // An address of its own: otherwise the bridge takes the lowest of its ports', which changes
+        // under pods that have learnt it when another pod comes.
+        sh("ip link set lo up && ip link add br0 address 02:00:0a:4d:00:01 type bridge");
+        sh("ip link set br0 up");
         sh(&format!("ip addr add {NODE}/16 dev br0"));
         sh(&format!("{IF_IPV6} ip addr add {NODE6}/64 dev br0 nodad"));
         let hosts = dir.join("hosts");
