@@ -1,7 +1,11 @@
 //! The application that tests and the demo put behind sidecars, and the load that calls it.
 //!
 //!     outrigger-testapp http  --listen ADDR --name NAME [--calls URL]
+//!                                                    (HTTP/1.1, HTTP/2; answers gRPC health checks too)
 //!     outrigger-testapp load  --url URL --rate N --seconds N [--method M] [--connections N]
+//!                             [--fresh 1]            (each request on a connection of its own)
+//!                             [--skip-late 1]        (what cannot be sent within a second is not sent)
+//!                                                    (SIGTERM ends it early)
 //!     outrigger-testapp echo  --listen ADDR          (TCP: sends back what it gets, ends when it ends)
 //!     outrigger-testapp greet --listen ADDR          (TCP: greets first, then echoes)
 //!     outrigger-testapp trap  --listen ADDR,ADDR,... (TCP and UDP: says where one was going)
@@ -21,7 +25,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use http::{HeaderMap, HeaderValue};
+use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
 use hyper::{Request, Response, StatusCode, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
@@ -92,12 +97,39 @@ async fn http(args: &Args) -> Result<()> {
         stream.set_nodelay(true)?;
         let app = Arc::clone(&app);
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(Arc::clone(&app), request, peer));
+            let service = service_fn(move |request| {
+                let app = Arc::clone(&app);
+                async move {
+                    if request.uri().path() == HEALTH_CHECK {
+                        return Ok(health(&app));
+                    }
+                    let answer = answer(app, request, peer).await;
+                    answer.map(|answer| answer.map(http_body_util::BodyExt::boxed))
+                }
+            });
             let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
             drop(served.await);
         });
     }
+}
+
+/// gRPC's health protocol, as the kubelet speaks it.
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+
+/// Serving, unless the application was told to fail.
+fn health(app: &App) -> Response<BoxBody<Bytes, Infallible>> {
+    let serving = app.fail.load(Ordering::Relaxed) == 0;
+    // Not compressed, two bytes long, field 1 of HealthCheckResponse: SERVING or NOT_SERVING.
+    let message = [0, 0, 0, 0, 2, 8, if serving { 1 } else { 2 }];
+    let mut end = HeaderMap::new();
+    end.insert("grpc-status", HeaderValue::from_static("0"));
+    let body = Full::new(Bytes::copy_from_slice(&message));
+    let body = body.with_trailers(std::future::ready(Some(Ok(end))));
+    let mut response = Response::new(body.boxed());
+    let grpc = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert("content-type", grpc);
+    response
 }
 
 fn query(request: &Request<Incoming>) -> HashMap<String, String> {
@@ -265,14 +297,18 @@ async fn load(args: &Args) -> Result<()> {
         .get("method")
         .map_or("GET", String::as_str)
         .to_owned();
+    let fresh = args.number("fresh", 0)? == 1;
+    let skip = args.number("skip-late", 0)? == 1;
     let tally = Arc::new(Mutex::new(Tally::default()));
-    let (queue, jobs) = tokio::sync::mpsc::channel::<(Instant, u64)>(100_000);
+    // One second's worth.
+    let waiting = if skip { rate } else { 100_000 };
+    let waiting = usize::try_from(waiting)?;
+    let (queue, jobs) = tokio::sync::mpsc::channel::<(Instant, u64)>(waiting);
     let jobs = Arc::new(tokio::sync::Mutex::new(jobs));
     let workers: Vec<_> = (0..connections)
         .map(|_| {
             tokio::spawn(sender(
-                url.clone(),
-                method.clone(),
+                (url.clone(), method.clone(), fresh),
                 Arc::clone(&jobs),
                 Arc::clone(&tally),
             ))
@@ -280,16 +316,34 @@ async fn load(args: &Args) -> Result<()> {
         .collect();
     let begin = Instant::now();
     let run = u64::from(std::process::id());
+    let (mut sent, mut skipped): (u64, u64) = (0, 0);
+    let mut told = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     for n in 0..rate * seconds {
         let due = begin + Duration::from_nanos(1_000_000_000 / rate * n);
-        tokio::time::sleep_until(due).await;
-        queue.send((due, run << 32 | n)).await?;
+        tokio::select! {
+            () = tokio::time::sleep_until(due) => {}
+            _ = told.recv() => break,
+        }
+        let job = (due, run << 32 | n);
+        if !skip {
+            queue.send(job).await?;
+        } else if queue.try_send(job).is_err() {
+            skipped += 1;
+            continue;
+        }
+        sent += 1;
     }
     drop(queue);
     for worker in workers {
         worker.await?;
     }
-    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+    let tally = std::mem::take(&mut *tally.lock().unwrap_or_else(PoisonError::into_inner));
+    println!("{}", summary(tally, sent, skipped));
+    Ok(())
+}
+
+/// What the load prints at its end.
+fn summary(mut tally: Tally, sent: u64, skipped: u64) -> serde_json::Value {
     tally.micros.sort_unstable();
     let at = |share: f64| {
         #[expect(
@@ -311,17 +365,19 @@ async fn load(args: &Args) -> Result<()> {
         .filter(|(status, _)| !status.starts_with('2'))
         .map(|(_, n)| n)
         .sum();
-    let out = serde_json::json!({
-        "sent": rate * seconds, "failed": failed, "statuses": tally.statuses,
+    serde_json::json!({
+        "sent": sent, "skipped": skipped, "failed": failed, "statuses": tally.statuses,
         "causes": tally.causes, "p50_us": at(0.5), "p99_us": at(0.99), "max_us": at(1.0),
-    });
-    println!("{out}");
-    Ok(())
+    })
 }
 
 type Jobs = Arc<tokio::sync::Mutex<tokio::sync::mpsc::Receiver<(Instant, u64)>>>;
 
-async fn sender(url: hyper::Uri, method: String, jobs: Jobs, tally: Arc<Mutex<Tally>>) {
+async fn sender(
+    (url, method, fresh): (hyper::Uri, String, bool),
+    jobs: Jobs,
+    tally: Arc<Mutex<Tally>>,
+) {
     let mut kept = None;
     loop {
         let job = jobs.lock().await.recv().await;
@@ -329,6 +385,9 @@ async fn sender(url: hyper::Uri, method: String, jobs: Jobs, tally: Arc<Mutex<Ta
             return;
         };
         let outcome = one(&url, &method, id, &mut kept).await;
+        if fresh {
+            kept = None;
+        }
         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
         let (key, cause) = match outcome {
             Ok((status, cause)) => (status.to_string(), cause),
