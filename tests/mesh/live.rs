@@ -104,6 +104,46 @@ mesh_test!(apply_returns_when_twenty_proxies_serve_by_it, mesh, {
     }
 });
 
+mesh_test!(
+    a_change_while_a_head_is_on_its_way_costs_no_request,
+    mesh,
+    {
+        control_plane(mesh);
+        let (server, outsider) = (mesh.pod("server"), mesh.pod("outsider"));
+        app(mesh, &server, 8080, &[]);
+        let ports = "[{port: 80, targetPort: 8080, appProtocol: http}]";
+        apply(mesh, &service("web", VIP, ports, &[server.ip]));
+        sidecar(mesh, &server, "web", &[]);
+        let url = format!("http://{}:8080/", server.ip);
+        until("an answer", PATIENCE, || {
+            let (code, ..) = outsider.sh(&format!("curl -sf -m 3 -o /dev/null {url}"));
+            (code == Some(0)).then_some(())
+        });
+        let (begun, go) = (mesh.dir.join("begun"), mesh.dir.join("go"));
+        let script = format!(
+            "exec 3<>/dev/tcp/{}/8080; printf 'GET / HTTP/1.1\\r\\nhost: web\\r\\n' >&3; touch {}; \
+         until [ -e {} ]; do sleep 0.05; done; printf '\\r\\n' >&3; head -n 1 <&3",
+            server.ip,
+            begun.display(),
+            go.display()
+        );
+        let answer = std::thread::scope(|scope| {
+            let request =
+                scope.spawn(|| outsider.sh(&format!("timeout 20 bash -c \"{script}\"")).1);
+            until("half a head is sent", PATIENCE, || {
+                begun.exists().then_some(())
+            });
+            // Settings of the server's own listener, which the request is none of.
+            let spec = "{action: deny, rules: [{from: [{identities: [shop/nobody]}]}]}";
+            let (ok, said, _) = apply_and_wait(mesh, &object("AuthorizationPolicy", "test", spec));
+            assert!(ok && said.contains("taken by 1 of 1 proxy"), "{said}");
+            std::fs::write(&go, "").expect("written");
+            request.join().expect("the request's thread")
+        });
+        assert_eq!(answer.trim(), "HTTP/1.1 200 OK");
+    }
+);
+
 mesh_test!(a_proxy_that_rejects_is_named_with_its_reason, mesh, {
     control_plane(mesh);
     let (server, client) = (mesh.pod("server"), mesh.pod("client"));

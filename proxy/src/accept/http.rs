@@ -46,7 +46,7 @@ use crate::{
     policy::{
         Tunnel,
         serve::{Connection, Incoming, serve as serve_request},
-        worker::Worker,
+        worker::{InForce, Worker},
     },
     tcp::relay,
     telemetry::{Record, TraceContext},
@@ -101,22 +101,23 @@ struct Served {
     conn: Connection,
     facts: Facts,
     manager: Arc<HttpManager>,
-    world: usize,
+    /// The configuration that `manager` is of; 0 before the first look.
+    world: u64,
 }
 
 impl Served {
     /// The settings now in force (TL-11: a new policy holds for the next request).
-    fn manager(&mut self, worker: &Worker) -> Arc<HttpManager> {
-        let world = worker.shared.world.load();
-        let address = Arc::as_ptr(&*world).addr();
-        if address != self.world {
-            self.world = address;
+    fn in_force(&mut self, worker: &Worker) -> InForce {
+        let world = worker.shared.world.load_full();
+        if world.serial != self.world {
+            self.world = world.serial;
             let chain = rechoose(&world, &self.conn.listener, &self.facts);
             if let Some(ChainKind::Http(manager)) = chain.as_deref().map(|c| &c.kind) {
                 self.manager = Arc::clone(manager);
             }
         }
-        Arc::clone(&self.manager)
+        let manager = Arc::clone(&self.manager);
+        InForce { world, manager }
     }
 }
 
@@ -197,8 +198,8 @@ async fn serve_http1(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
         if !begun {
             return;
         }
-        let manager = served.manager(worker);
-        let limit = manager.request_headers_timeout.unwrap_or(HEAD_TIMEOUT);
+        let limit = served.in_force(worker).manager.request_headers_timeout;
+        let limit = limit.unwrap_or(HEAD_TIMEOUT);
         let head = match timeout(limit, poll_fn(|cx| server.poll_request(cx))).await {
             Ok(Ok(Some(head))) => head,
             Ok(Ok(None)) => return,
@@ -206,7 +207,9 @@ async fn serve_http1(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
             Err(_) => return stalled(worker, &served, server).await,
         };
         requests = requests.saturating_add(1);
-        let worn = manager.max_requests_per_connection;
+        // Again: the head may have taken its time.
+        let in_force = served.in_force(worker);
+        let worn = in_force.manager.max_requests_per_connection;
         if worn.is_some_and(|max| requests >= max) || drain.phase() >= Phase::Draining {
             server.set_close();
         }
@@ -216,7 +219,7 @@ async fn serve_http1(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
             names: head.names,
         };
         let mut down = Downstream::Http1(&mut server);
-        let tunnel = serve_request(worker, &served.conn, &manager, incoming, &mut down).await;
+        let tunnel = serve_request(worker, &served.conn, &in_force, incoming, &mut down).await;
         if let Some(tunnel) = tunnel {
             return run_tunnel(worker, server, tunnel).await;
         }
@@ -381,13 +384,13 @@ async fn serve_http2(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
         };
         match next {
             Some(Ok((request, respond))) => {
-                let manager = served.manager(worker);
+                let in_force = served.in_force(worker);
                 let worker = Arc::clone(worker);
                 let conn = Arc::clone(&conn);
                 let conduct = Arc::clone(&conduct);
                 tokio::spawn(async move {
                     let began = Instant::now();
-                    let gone = serve_stream(&worker, &conn, &manager, request, respond).await;
+                    let gone = serve_stream(&worker, &conn, &in_force, request, respond).await;
                     conduct.stream_ended(gone && began.elapsed() < PREMATURE);
                 });
             }
@@ -404,7 +407,7 @@ async fn serve_http2(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
 async fn serve_stream(
     worker: &Arc<Worker>,
     conn: &Connection,
-    manager: &Arc<HttpManager>,
+    in_force: &InForce,
     request: Request<h2::RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) -> bool {
@@ -444,7 +447,7 @@ async fn serve_stream(
     };
     let exchange = Http2Exchange::new(body, respond, asks);
     let mut down = Downstream::Http2(Box::new(exchange));
-    let tunnel = serve_request(worker, conn, manager, incoming, &mut down).await;
+    let tunnel = serve_request(worker, conn, in_force, incoming, &mut down).await;
     let gone = down.was_given_up();
     if let Some(tunnel) = tunnel
         && let Some(down) = down.into_tunnel()

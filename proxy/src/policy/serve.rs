@@ -16,7 +16,7 @@ use super::{
     replay::Replay,
     respond::Tunnel,
     upstream::Failure,
-    worker::{Worker, World},
+    worker::{InForce, Worker, World},
 };
 use crate::{
     config::{
@@ -128,11 +128,11 @@ enum Plan {
 pub async fn serve(
     worker: &Arc<Worker>,
     conn: &Connection,
-    manager: &Arc<HttpManager>,
+    in_force: &InForce,
     incoming: Incoming,
     down: &mut Downstream<'_>,
 ) -> Option<Tunnel> {
-    let mut job = Job::new(worker, conn, manager, incoming);
+    let mut job = Job::new(worker, conn, in_force, incoming);
     let mut exchange = Exchange::new(down, Replay::new(job.len.is_empty()));
     // Boxed, so that a connection without a request does not carry a request's state.
     let run = Box::pin(job.run(&mut exchange));
@@ -159,7 +159,7 @@ impl<'a> Job<'a> {
     fn new(
         worker: &'a Arc<Worker>,
         conn: &'a Connection,
-        manager: &'a Arc<HttpManager>,
+        InForce { world, manager }: &'a InForce,
         incoming: Incoming,
     ) -> Self {
         let Incoming { head, len, names } = incoming;
@@ -182,7 +182,7 @@ impl<'a> Job<'a> {
         strip_hop_by_hop(&mut parts.headers);
         Self {
             worker,
-            world: worker.shared.world.load_full(),
+            world: Arc::clone(world),
             conn,
             manager,
             caller,

@@ -32,6 +32,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct World {
     pub live: Live,
+    /// Which of this process's configurations it is; no two have the same.
+    pub serial: u64,
     /// The catch-all listeners, by direction.
     pub inbound: Option<Arc<Listener>>,
     pub outbound: Option<Arc<Listener>>,
@@ -43,6 +45,16 @@ pub struct World {
     buckets: HashMap<usize, Arc<TokenBucket>>,
     /// Those of routes, by name.
     route_buckets: HashMap<Arc<str>, Arc<TokenBucket>>,
+}
+
+/// What serves a request: a connection manager, and the configuration in which its routes are looked
+/// up. Taken together: inline routes are found in no other configuration than one that has the manager.
+#[derive(Clone, Debug)]
+pub struct InForce {
+    /// The configuration.
+    pub world: Arc<World>,
+    /// The manager.
+    pub manager: Arc<HttpManager>,
 }
 
 impl World {
@@ -114,6 +126,7 @@ impl World {
             buckets,
             route_buckets,
             live,
+            serial: previous.serial.wrapping_add(1),
         }
     }
 
