@@ -43,8 +43,8 @@ pub struct Annotations {
     pub warnings: Vec<Warning>,
 }
 
-/// Endpoints are withdrawn within a second or two; callers' proxies need a moment more.
-const DRAIN_SECONDS: u32 = 3;
+/// Endpoints are withdrawn within a second or two, and within five where the cluster is busy (KU-01).
+const DRAIN_SECONDS: u32 = 5;
 /// More than any grace period is meant to be.
 const MAX_DRAIN_SECONDS: u32 = 300;
 /// What the proxy asks for when nobody says.

@@ -212,7 +212,7 @@ fn an_annotation_that_nobody_knows_is_told() {
 
 #[test]
 fn a_pod_that_has_no_time_is_not_kept_waiting() {
-    for (grace, seconds) in [(0, None), (1, None), (2, Some(1)), (60, Some(3))] {
+    for (grace, seconds) in [(0, None), (1, None), (2, Some(1)), (60, Some(5))] {
         let pod = serde_json::json!({"spec": {
             "terminationGracePeriodSeconds": grace,
             "containers": [{"name": "app", "image": "a"}],

@@ -14,6 +14,7 @@ import time
 import unittest
 
 import lifecycle
+import mesh
 import policies
 import security
 import traces
@@ -44,9 +45,11 @@ def main(words):
     chosen = [test for test in tests if not words or any(word in test.id() for word in words)]
     if not chosen:
         sys.exit(f"no test has {' or '.join(words)} in its name: {' '.join(test.id() for test in tests)}")
+    mesh.API = mesh.Api()
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         good = list(pool.map(one, [test for test in chosen if not test.alone]))
     good += [one(test) for test in chosen if test.alone]
+    mesh.API.end()
     print(f"{sum(good)} of {len(good)} tests passed")
     sys.exit(0 if all(good) else 1)
 

@@ -5,6 +5,8 @@ import subprocess
 import threading
 import time
 import unittest
+import urllib.parse
+import urllib.request
 
 APP = "localhost/testapp:test"
 # Nobody is let in who is not in the mesh.
@@ -27,8 +29,48 @@ def kubectl(*arguments, **options):
     return run("kubectl", *arguments, **options).stdout
 
 
-def get(*arguments):
-    return json.loads(kubectl("get", "-o", "json", *arguments))
+class Api:
+    """The API server by HTTP, through `kubectl proxy`: tests ask it often, and kubectl starts slowly."""
+
+    GROUPS = {"httproutes": "gateway.networking.k8s.io/v1"}
+
+    def __init__(self):
+        self.proxy = subprocess.Popen(["kubectl", "proxy", "--port=0"], stdout=subprocess.PIPE, text=True)
+        self.address = self.proxy.stdout.readline().rsplit(" ", 1)[-1].strip()
+
+    def read(self, path, **query):
+        url = f"http://{self.address}{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.read().decode()
+
+    def path(self, namespace, kind, name=""):
+        plural, _, ours = kind.partition(".")
+        group = f"{ours}/v1" if ours else self.GROUPS.get(plural)
+        top = f"/apis/{group}" if group else "/api/v1"
+        return f"{top}/namespaces/{namespace}/{plural}" + (f"/{name}" if name else "")
+
+    def end(self):
+        self.proxy.terminate()
+        self.proxy.wait()
+
+
+API = None
+
+
+def get(namespace, kind, name="", labels=""):
+    """An object, or the list of all; kinds as the API has them, ours as trafficpolicies.outrigger.dev."""
+    found = json.loads(API.read(API.path(namespace, kind, name), labelSelector=labels))
+    return found if name else found["items"]
+
+
+def proxied(namespace, what, path):
+    """Asks a pod or a Service from outside of the mesh: the API server passes it on."""
+    return API.read(f"/api/v1/namespaces/{namespace}/{what}/proxy/{path}")
+
+
+def logs(namespace, pod, container):
+    """What the container has said, line by line."""
+    return API.read(API.path(namespace, "pods", pod) + "/log", container=container).splitlines()
 
 
 def apply(namespace, manifest, check=True):
@@ -179,8 +221,8 @@ metadata: {{name: {name}, labels: {{outrigger.dev/inject: {label}}}}}
 
     def pod(self, namespace, app):
         """One that is not about to end."""
-        pods = get("-n", namespace, "pods", "-l", f"app={app}")["items"]
-        return next(pod for pod in pods if "deletionTimestamp" not in pod["metadata"])
+        return next(pod for pod in get(namespace, "pods", labels=f"app={app}")
+                    if "deletionTimestamp" not in pod["metadata"])
 
     def execute(self, namespace, *command, pod="client", **options):
         return run("kubectl", "-n", namespace, "exec", "-i", pod, "-c", "app", "--", *command, **options)

@@ -21,7 +21,7 @@ spec:
 
 class Policies(Mesh):
     def conditions(self, namespace, kind, name="cart"):
-        found = get("-n", namespace, kind, name)
+        found = get(namespace, kind, name)
         status = found.get("status", {})
         ours = status.get("conditions") or (status.get("parents") or [{}])[0].get("conditions") or []
         newest = found["metadata"]["generation"]
@@ -52,7 +52,7 @@ class Policies(Mesh):
                 took = first - written
                 self.say(f"route to {backend}: in force {took:.2f} s after it was written")
                 self.assertLess(took, 1)
-                said = until(5, "its status", lambda: self.conditions(shop, "httproute"))
+                said = until(5, "its status", lambda: self.conditions(shop, "httproutes"))
                 self.assertEqual(said["Accepted"][:2], ("True", "Accepted"))
                 self.assertEqual(said["ResolvedRefs"][:2], ("True", "ResolvedRefs"))
         self.assertEqual(self.call(shop, "http://cart/")[1].get("instance"), "cart")
@@ -63,13 +63,13 @@ class Policies(Mesh):
         until(3, "the route is in force", lambda: self.canary(shop) == "cart-v2")
         # The API server lets it pass: it is a text, and no regular expression.
         apply(shop, route("cart", value="(", kind="RegularExpression"))
-        said = until(5, "its status", lambda: self.conditions(shop, "httproute"))
+        said = until(5, "its status", lambda: self.conditions(shop, "httproutes"))
         self.assertEqual(said["Accepted"][:2], ("False", "UnsupportedValue"))
         self.assertIn("spec.rules[0].matches[0].headers[0]", said["Accepted"][2])
         self.assertEqual(self.canary(shop), "cart-v2", "the last good one stays in force")
         apply(shop, route("cart"))
         until(3, "the next good one is in force", lambda: self.canary(shop) == "cart")
-        until(5, "its status", lambda: self.conditions(shop, "httproute").get("Accepted", [""])[0] == "True")
+        until(5, "its status", lambda: self.conditions(shop, "httproutes").get("Accepted", [""])[0] == "True")
 
     def test_what_is_wrong_is_said(self):
         shop = self.namespace("wrong")
@@ -94,14 +94,14 @@ spec:
   parentRefs: [{group: "", kind: Service, name: cart, port: 80}]
   rules: [{backendRefs: [{name: nobody, port: 80}]}]
 """)
-        policy = until(5, "the policy has a status", lambda: self.conditions(shop, "trafficpolicy.outrigger.dev"))
+        policy = until(5, "the policy has a status", lambda: self.conditions(shop, "trafficpolicies.outrigger.dev"))
         self.assertEqual(policy["Accepted"][:2], ("False", "UnsupportedValue"))
         self.assertIn("spec.retries.on", policy["Accepted"][2])
-        said = until(5, "the route has a status", lambda: self.conditions(shop, "httproute"))
+        said = until(5, "the route has a status", lambda: self.conditions(shop, "httproutes"))
         self.assertEqual(said["Accepted"][:2], ("False", "NoMatchingParent"))
         apply(shop, server("cart"))
-        until(5, "the parent is there", lambda: self.conditions(shop, "httproute")["Accepted"][:2] == ("True", "Accepted"))
-        self.assertEqual(self.conditions(shop, "httproute")["ResolvedRefs"][:2], ("False", "BackendNotFound"))
+        until(5, "the parent is there", lambda: self.conditions(shop, "httproutes")["Accepted"][:2] == ("True", "Accepted"))
+        self.assertEqual(self.conditions(shop, "httproutes")["ResolvedRefs"][:2], ("False", "BackendNotFound"))
 
     def test_every_policy_of_the_example_is_taken(self):
         shop, web = self.namespace("shop-example"), self.namespace("web-example", mesh=False)
@@ -115,7 +115,7 @@ spec:
         for kind in ("trafficpolicies", "authorizationpolicies", "mutualtlses", "faultinjections", "ratelimits", "telemetries"):
             one = lambda: [
                 (item["metadata"]["name"], condition["message"])
-                for item in get("-n", shop, f"{kind}.outrigger.dev")["items"]
+                for item in get(shop, f"{kind}.outrigger.dev")
                 for condition in item.get("status", {}).get("conditions", [])
                 if condition["type"] == "Accepted"]
             said = until(5, f"{kind} have a status", one)

@@ -1,9 +1,8 @@
 """Who may call whom, and what may not run at all."""
 
 import json
-import urllib.request
 
-from mesh import APP, STRICT, Mesh, apply, client, get, kubectl, server, until
+from mesh import APP, STRICT, Mesh, apply, client, get, kubectl, proxied, server, until
 
 
 class Security(Mesh):
@@ -26,8 +25,7 @@ class Security(Mesh):
         for to in (url, direct):
             self.assertEqual(self.call(inside, to)[0], 200)
         # Prometheus is outside of the mesh, and reads nevertheless.
-        with urllib.request.urlopen(f"http://{pod['status']['podIP']}:15020/metrics", timeout=5) as answer:
-            text = answer.read().decode()
+        text = proxied(inside, f"pods/{pod['metadata']['name']}:15020", "metrics")
         self.assertRegex(text, r'(?m)^outrigger_requests_total\{[^}]*\} [1-9]')
         port = next(port for container in pod["spec"]["initContainers"] for port in container.get("ports", []))
         self.assertEqual((port["name"], port["containerPort"]), ("mesh-metrics", 15020))
@@ -70,12 +68,12 @@ spec:
                              {"path": f"/probe/app/{kind}", "port": 15021, "scheme": "HTTP"})
         # The application says that it is broken: the probes must tell the kubelet.
         self.assertEqual(self.call(shop, "http://cart/control/fail?status=503")[0], 200)
-        state = lambda: get("-n", shop, "pods", "-l", "app=cart")["items"][0]["status"]["containerStatuses"][0]
+        state = lambda: get(shop, "pods", labels="app=cart")[0]["status"]["containerStatuses"][0]
         until(60, "it is not ready", lambda: not state()["ready"])
         until(60, "the kubelet restarts it", lambda: state()["restartCount"] > 0)
         self.ready(shop, "cart")
         until(20, "it is called again", lambda: self.call(shop, "http://cart/")[0] == 200)
-        other = get("-n", shop, "pods", "-l", "app=deaf")["items"][0]["status"]
+        other = get(shop, "pods", labels="app=deaf")[0]["status"]
         self.assertTrue(other["containerStatuses"][0]["started"])
         self.assertFalse(other["containerStatuses"][0]["ready"])
 
@@ -89,15 +87,15 @@ spec:
             self.assertIn('outrigger.dev/inject: "false"', done.stderr)
         apply(shop, client("out", annotations='outrigger.dev/inject: "false"'))
         self.ready(shop, pods=["out"])
-        self.assertNotIn("initContainers", get("-n", shop, "pod", "out")["spec"])
+        self.assertNotIn("initContainers", get(shop, "pods", "out")["spec"])
 
     def test_ku_06_without_a_redirect_the_application_does_not_start(self):
         shop = self.namespace("unprotected")
         # An image in which there is nothing to make rules with.
         apply(shop, client("late", annotations=f"outrigger.dev/proxy-image: {APP}"))
-        init = lambda: next(iter(get("-n", shop, "pod", "late")["status"].get("initContainerStatuses", [])), {})
+        init = lambda: next(iter(get(shop, "pods", "late")["status"].get("initContainerStatuses", [])), {})
         until(40, "the rules cannot be made", lambda: init().get("restartCount", 0) > 0)
-        pod = get("-n", shop, "pod", "late")
+        pod = get(shop, "pods", "late")
         self.assertEqual(init()["name"], "outrigger-init")
         self.assertIn("waiting", pod["status"]["containerStatuses"][0]["state"])
         self.assertEqual(pod["status"]["phase"], "Pending")
@@ -107,11 +105,11 @@ spec:
         shop = self.namespace("tokens")
         apply(shop, client("client"))
         self.ready(shop, pods=["client"])
-        volume = next(volume for volume in get("-n", shop, "pod", "client")["spec"]["volumes"]
+        volume = next(volume for volume in get(shop, "pods", "client")["spec"]["volumes"]
                       if volume["name"] == "outrigger-identity")
         token = next(one["serviceAccountToken"] for one in volume["projected"]["sources"] if "serviceAccountToken" in one)
         self.assertEqual(token["audience"], "outrigger")
-        pod = get("-n", shop, "pod", "client")
+        pod = get(shop, "pods", "client")
         # The same pod, but with the token that is for the API server.
         for one in pod["spec"]["volumes"]:
             if one["name"] == "outrigger-identity":
@@ -121,8 +119,8 @@ spec:
         pod.pop("status")
         apply(shop, json.dumps(pod))
         log = lambda: kubectl("-n", "outrigger-system", "logs", "-l", "app=outrigger-control", "--tail=200")
-        address = lambda: get("-n", shop, "pod", "thief")["status"].get("podIP", "not yet")
+        address = lambda: get(shop, "pods", "thief")["status"].get("podIP", "not yet")
         until(40, "the control plane refuses it", lambda: [
             line for line in log().splitlines()
             if "certificate refused" in line and f"{address()}:" in line and "target audiences" in line])
-        self.assertEqual(get("-n", shop, "pod", "thief")["status"]["phase"], "Pending")
+        self.assertEqual(get(shop, "pods", "thief")["status"]["phase"], "Pending")

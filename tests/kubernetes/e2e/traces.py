@@ -1,9 +1,8 @@
 """A call over several services is one trace, in a Jaeger that runs in the cluster."""
 
 import json
-import urllib.request
 
-from mesh import Mesh, apply, client, get, kubectl, server, until
+from mesh import Mesh, apply, client, proxied, server, until
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN = "00f067aa0ba902b7"
@@ -44,12 +43,10 @@ class Traces(Mesh):
         self.ready(shop, "front", "cart", "stock", pods=["client"])
         status, said = self.call(shop, "http://front/order", "-H", f"traceparent: 00-{TRACE}-{SPAN}-01")
         self.assertEqual(status, 200, said)
-        address = get("-n", "tracing", "service", "jaeger")["spec"]["clusterIP"]
 
         def trace():
             try:
-                with urllib.request.urlopen(f"http://{address}:16686/api/traces/{TRACE}", timeout=5) as answer:
-                    found = json.load(answer)["data"][0]
+                found = json.loads(proxied("tracing", "services/jaeger:query", f"api/traces/{TRACE}"))["data"][0]
             except (OSError, IndexError):
                 return {}
             spans = {}

@@ -2,7 +2,7 @@
 
 import struct
 
-from mesh import STRICT, Mesh, apply, client, get, kubectl, server, until
+from mesh import STRICT, Mesh, apply, client, get, logs, server, until
 
 
 class Traffic(Mesh):
@@ -21,9 +21,8 @@ class Traffic(Mesh):
 
     def logged(self, namespace, pod, word, wanted):
         name = pod["metadata"]["name"]
-        logs = lambda: kubectl("-n", namespace, "logs", name, "-c", "outrigger-proxy").splitlines()
         log = until(10, "the request is in the access log", lambda: [
-            line for line in logs() if word in line and "inbound" in line])
+            line for line in logs(namespace, name, "outrigger-proxy") if word in line and "inbound" in line])
         self.assertIn(wanted, log[0])
 
     def test_ku_13_a_pod_calls_itself_by_its_service(self):
@@ -40,7 +39,7 @@ class Traffic(Mesh):
         shop = self.namespace("elsewhere")
         apply(shop, client("client"))
         self.ready(shop, pods=["client"])
-        address = get("-n", "default", "service", "kubernetes")["spec"]["clusterIP"]
+        address = get("default", "services", "kubernetes")["spec"]["clusterIP"]
         name = "kubernetes.default.svc.cluster.local"
         self.assertIn(address, self.execute(shop, "/bin/busybox", "nslookup", name).stdout)
         # The same question over TCP, which is redirected: RFC 1035, section 4.2.2.
@@ -63,7 +62,7 @@ class Traffic(Mesh):
         # Not the Service's port: a headless Service has no address, and names lead to pods.
         status, said = self.call(shop, "http://cart:8080/headless")
         self.assertEqual((status, said.get("instance")), (200, "cart"), said)
-        for pod in get("-n", shop, "pods", "-l", "app=cart")["items"]:
+        for pod in get(shop, "pods", labels="app=cart"):
             path = f"/direct-{pod['metadata']['name']}"
             status, said = self.call(shop, f"http://{pod['status']['podIP']}:8080{path}")
             self.assertEqual(status, 200, said)
