@@ -110,6 +110,13 @@ struct Kubernetes {
         default_value = "outrigger-injector"
     )]
     webhook_name: String,
+    /// The ValidatingWebhookConfiguration of the policies.
+    #[arg(
+        long,
+        env = "OUTRIGGER_VALIDATOR_NAME",
+        default_value = "outrigger-policies"
+    )]
+    validator_name: String,
     /// The image with the proxy that pods get.
     #[arg(
         long,
@@ -136,6 +143,7 @@ impl Kubernetes {
             webhook_addr: self.webhook_addr,
             service: self.control_service,
             webhook: self.webhook_name,
+            validator: self.validator_name,
             proxy_image: self.proxy_image,
             proxy_pull_policy: self.proxy_pull_policy,
             otlp_endpoint: self.otlp_endpoint,

@@ -228,6 +228,18 @@ impl Authority {
         Ok(())
     }
 
+    /// Puts another authority in force.
+    ///
+    /// # Errors
+    /// When it is not good; what was in force stays so.
+    pub fn replace(&self, origin: Origin) -> Result<(), CaError> {
+        let mut keeper = self.keeper();
+        let next = Keeper::new(origin, self.trust_domain.clone(), self.ttl);
+        self.reload(&next)?;
+        *keeper = next;
+        Ok(())
+    }
+
     /// Looks after the roots for as long as it runs.
     pub async fn keep(self: Arc<Self>) {
         let mut bundles = self.watch();

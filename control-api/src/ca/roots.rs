@@ -47,13 +47,14 @@ pub enum Origin {
         /// The roots that peers trust; PEM. `None` if the last certificate of `cert` is the root.
         roots: Option<PathBuf>,
     },
-    /// A root, or an authority whose certificates end in one, that is the same for as long as this
-    /// runs: a cluster's Secret.
+    /// Texts of an operator's, which somebody else follows: a cluster's Secret.
     Given {
         /// As in `Files`.
         cert: Text,
         /// As in `Files`.
         key: Text,
+        /// As in `Files`.
+        roots: Option<Text>,
     },
 }
 
@@ -173,7 +174,7 @@ impl Keeper {
         match &self.origin {
             Origin::Own(dir) => self.load_own(dir, now),
             Origin::Files { cert, key, roots } => load_files(cert, key, roots.as_deref(), now),
-            Origin::Given { cert, key } => given(cert, key, None, now),
+            Origin::Given { cert, key, roots } => given(cert, key, roots.as_ref(), now),
         }
     }
 

@@ -11,14 +11,10 @@ use crate::duration;
 #[derive(Debug, Parser)]
 #[command(version, name = "outrigger", max_term_width = 100, after_help = help::AFTER)]
 pub struct Args {
-    /// The control API, `host:port`.
-    #[arg(
-        long,
-        global = true,
-        env = "OUTRIGGER_SERVER",
-        default_value = "127.0.0.1:15010"
-    )]
-    pub server: String,
+    /// The control API, `host:port`, of a control plane outside a cluster. Absent: the cluster that
+    /// the kubeconfig names, or 127.0.0.1:15010 where there is no kubeconfig.
+    #[arg(long, global = true, env = "OUTRIGGER_SERVER")]
+    pub server: Option<String>,
     /// PEM file with the root of the control plane (`ca/root.pem` in its state directory): the
     /// control API is spoken to over TLS. Needed where it is not on the control plane's loopback.
     #[arg(long, global = true, env = "OUTRIGGER_CA", value_name = "FILE")]
@@ -35,9 +31,33 @@ pub struct Args {
     /// File with that token.
     #[arg(long, global = true, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// The way to a cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// The way to a cluster, by the kubeconfig as kubectl has it.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Kubernetes")]
+pub struct ClusterArgs {
+    /// The kubeconfig; absent: `KUBECONFIG`, or `~/.kube/config`. Goes before --server.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context in it; absent: the current one. Goes before --server.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The namespace that the control plane runs in.
+    #[arg(
+        long,
+        global = true,
+        env = "OUTRIGGER_CONTROL_NAMESPACE",
+        value_name = "NAMESPACE",
+        default_value = "outrigger-system"
+    )]
+    pub control_namespace: String,
 }
 
 /// How what is shown is written.
@@ -166,8 +186,38 @@ pub enum Command {
     /// The certificate authority: its roots, and replacing them.
     #[command(subcommand)]
     Ca(Ca),
+    /// Say what a pod, a service or a policy is to the mesh, and what is wrong with it.
+    #[command(subcommand)]
+    Describe(Describe),
+    /// Look into the proxy of a pod.
+    #[command(subcommand)]
+    Proxy(Proxy),
+    /// Show requests and what they took, by pod, as their proxies count them.
+    #[command(after_help = help::TOP)]
+    Top(Top),
+    /// Say what is wrong with the mesh in a cluster, or, before there is one, with the cluster.
+    #[command(after_help = help::CHECK)]
+    Check {
+        /// Before it is installed: whether the cluster can have a mesh.
+        #[arg(long)]
+        pre: bool,
+        /// Format.
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Report,
+    },
     /// Print the control plane's manifests for Kubernetes: `outrigger install | kubectl apply -f -`.
     Install(Install),
+    /// Print what is to be deleted: `outrigger uninstall | kubectl delete -f -`.
+    #[command(after_help = help::UNINSTALL)]
+    Uninstall {
+        /// Even while pods run that depend on it.
+        #[arg(long)]
+        force: bool,
+        /// Also the root's key, the namespace, and the definitions of the policies: that deletes
+        /// every policy.
+        #[arg(long)]
+        purge: bool,
+    },
     /// Print a Kubernetes manifest with the proxy beside every pod's application.
     Inject(Inject),
     /// Write a completion script for a shell.
@@ -202,6 +252,92 @@ impl ResourceKind {
             Self::Endpoint => ResourceType::Endpoints.url(),
         }
     }
+}
+
+/// See [`Command::Describe`].
+#[derive(Debug, Subcommand)]
+pub enum Describe {
+    /// Whether it is in the mesh and well, who it is, which services it serves, what holds for it.
+    Pod(Described),
+    /// Its ports, endpoints, routes and policies.
+    #[command(visible_alias = "svc")]
+    Service(Described),
+    /// What became of a route or policy.
+    Policy {
+        /// Like `httproute` or `trafficpolicy`.
+        kind: String,
+        /// See there.
+        #[command(flatten)]
+        one: Described,
+    },
+}
+
+/// An object in a cluster.
+#[derive(Debug, clap::Args)]
+pub struct Described {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+}
+
+/// See [`Command::Proxy`].
+#[derive(Debug, Subcommand)]
+pub enum Proxy {
+    /// The configuration that it runs.
+    #[command(after_help = help::PROXY_CONFIG)]
+    Config {
+        /// The pod.
+        #[command(flatten)]
+        pod: Described,
+        /// Only resources of this type.
+        #[arg(short = 't', long = "type", value_enum)]
+        kind: Option<ResourceKind>,
+        /// Only resources whose name contains this.
+        #[arg(long = "name", value_name = "TEXT")]
+        named: Option<String>,
+        /// Format; tables list names and versions.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// The endpoints that it knows, and how they do.
+    Endpoints {
+        /// The pod.
+        #[command(flatten)]
+        pod: Described,
+        /// Only clusters whose name contains this.
+        #[arg(long)]
+        cluster: Option<String>,
+        /// Format.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// Show or change what it logs, until it ends.
+    #[command(after_help = help::LOG_LEVEL)]
+    LogLevel {
+        /// The pod.
+        #[command(flatten)]
+        pod: Described,
+        /// Like `debug`, or `info,outrigger_proxy::pool=trace`; absent: show the one in force.
+        level: Option<String>,
+    },
+}
+
+/// See [`Command::Top`].
+#[derive(Debug, clap::Args)]
+pub struct Top {
+    /// The pod; absent: every pod of the namespace.
+    pub pod: Option<String>,
+    /// The namespace.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// How long requests are counted.
+    #[arg(long, default_value = "5s", value_parser = duration::parse)]
+    pub window: Duration,
+    /// Format.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
 }
 
 /// See [`Command::Endpoint`].
@@ -391,28 +527,49 @@ pub enum Ca {
 #[derive(Debug, clap::Args)]
 pub struct Install {
     /// Image of the control plane.
-    #[arg(long, default_value = "outrigger-control:0.1.0")]
+    #[arg(long, default_value = CONTROL_IMAGE)]
     pub image: String,
     /// Image of the proxy.
-    #[arg(long, default_value = "outrigger-proxy:0.1.0")]
+    #[arg(long, default_value = PROXY_IMAGE)]
     pub proxy_image: String,
     /// When images are pulled.
-    #[arg(long, default_value = "IfNotPresent", value_parser = PULL_POLICIES)]
+    #[arg(long, default_value = PULL_POLICY, value_parser = PULL_POLICIES)]
     pub pull_policy: String,
     /// Replicas of the control plane.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
+    #[arg(long, default_value_t = REPLICAS, value_parser = clap::value_parser!(u8).range(1..))]
     pub replicas: u8,
     /// Trust domain of every identity.
-    #[arg(long, default_value = "outrigger.local")]
+    #[arg(long, default_value = TRUST_DOMAIN)]
     pub trust_domain: String,
     /// Where proxies send traces, such as http://jaeger.observability:4317.
     #[arg(long, default_value = "")]
     pub otlp_endpoint: String,
     /// Log level of the control plane.
-    #[arg(long, default_value = "info")]
+    #[arg(long, default_value = LOG_LEVEL)]
     pub log_level: String,
 }
 
+impl Default for Install {
+    /// What the command line says when it says nothing, and the chart too.
+    fn default() -> Self {
+        Self {
+            image: CONTROL_IMAGE.to_owned(),
+            proxy_image: PROXY_IMAGE.to_owned(),
+            pull_policy: PULL_POLICY.to_owned(),
+            replicas: REPLICAS,
+            trust_domain: TRUST_DOMAIN.to_owned(),
+            otlp_endpoint: String::new(),
+            log_level: LOG_LEVEL.to_owned(),
+        }
+    }
+}
+
+const CONTROL_IMAGE: &str = "outrigger-control:0.1.0";
+const PROXY_IMAGE: &str = "outrigger-proxy:0.1.0";
+const PULL_POLICY: &str = "IfNotPresent";
+const REPLICAS: u8 = 2;
+const TRUST_DOMAIN: &str = "outrigger.local";
+const LOG_LEVEL: &str = "info";
 const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
 
 /// See [`Command::Inject`].
@@ -426,16 +583,16 @@ pub struct Inject {
     #[arg(long)]
     pub trust_bundle: PathBuf,
     /// Image of the proxy.
-    #[arg(long, default_value = "outrigger-proxy:0.1.0")]
+    #[arg(long, default_value = PROXY_IMAGE)]
     pub proxy_image: String,
     /// When it is pulled.
-    #[arg(long, default_value = "IfNotPresent", value_parser = PULL_POLICIES)]
+    #[arg(long, default_value = PULL_POLICY, value_parser = PULL_POLICIES)]
     pub pull_policy: String,
     /// Where proxies find the control plane.
     #[arg(long, default_value = "outrigger-control.outrigger-system.svc:15012")]
     pub control_plane: String,
     /// Trust domain of every identity.
-    #[arg(long, default_value = "outrigger.local")]
+    #[arg(long, default_value = TRUST_DOMAIN)]
     pub trust_domain: String,
     /// Where proxies send traces.
     #[arg(long, default_value = "")]

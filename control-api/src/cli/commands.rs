@@ -18,6 +18,24 @@ use super::{
 };
 use crate::{clock::Clock, model::parse_manifest};
 
+/// The commands that need no control plane.
+pub(super) fn local(command: Command, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Install(args) => kube::install(&args, out)?,
+        Command::Inject(args) => {
+            let manifest = read(&args.file)?;
+            kube::inject(&args, &manifest, out, &mut std::io::stderr())?;
+        }
+        Command::Completions { shell } => {
+            let mut command = Args::command();
+            clap_complete::generate(shell, &mut command, "outrigger", out);
+        }
+        // The others need one.
+        _ => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(super) async fn run(
     client: Client,
     command: Command,
@@ -32,15 +50,6 @@ pub(super) async fn run(
             namespace,
             output,
         } => watch(client, kind, namespace, output, out).await?,
-        Command::Install(args) => kube::install(&args, out)?,
-        Command::Inject(args) => {
-            let manifest = read(&args.file)?;
-            kube::inject(&args, &manifest, out, &mut std::io::stderr())?;
-        }
-        Command::Completions { shell } => {
-            let mut command = Args::command();
-            clap_complete::generate(shell, &mut command, "outrigger", out);
-        }
         Command::Token(token) => self::token(client, token, out).await?,
         Command::Ca(ca) => self::ca(client, ca, out).await?,
         other => show(client, other, out).await?,
@@ -114,7 +123,7 @@ async fn ca(mut client: Client, ca: Ca, out: &mut (impl Write + Send)) -> anyhow
 }
 
 /// What times are counted from in what is shown.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     Clock::system().unix()
 }
 
@@ -179,7 +188,7 @@ async fn show(
         Command::Status { output } => {
             let answer = client.proxy_status(pb::ProxyStatusRequest {}).await;
             let status = answer.map_err(|s| said(&s))?.into_inner();
-            show::proxies(out, &status, now(), output)
+            show::proxies(out, &[(None, status)], now(), output)
         }
         // Those that do something are done already.
         _ => Ok(()),

@@ -25,8 +25,11 @@ use tonic::{
 use super::Args;
 use crate::tls;
 
+/// Where the control API is when nobody says.
+pub(super) const DEFAULT_SERVER: &str = "127.0.0.1:15010";
+
 /// For a call and for the connection that it needs; waiting calls say their own.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A list of everything may be longer than what was ever applied at once.
 const MAX_ANSWER: usize = 256 << 20;
 /// Name in the handshake; the certificate is checked for the identity instead.
@@ -52,7 +55,7 @@ impl Interceptor for Token {
 
 /// Connects when the first call is made.
 pub(super) fn connect(args: &Args) -> anyhow::Result<Client> {
-    let server = &args.server;
+    let server = args.server.as_deref().unwrap_or(DEFAULT_SERVER);
     let endpoint = Endpoint::from_shared(format!("http://{server}"))
         .with_context(|| format!("--server {server:?} is not host:port"))?
         .connect_timeout(CONNECT_TIMEOUT);
@@ -60,15 +63,20 @@ pub(super) fn connect(args: &Args) -> anyhow::Result<Client> {
     let channel = match &args.ca {
         Some(ca) => endpoint.connect_with_connector_lazy(Secure {
             tls: config(ca)?.into(),
-            server: server.as_str().into(),
+            server: server.into(),
         }),
         None if token.is_some() && !is_loopback(server) => anyhow::bail!(
             "the token would go to {server} in clear; give --ca, the root of the control plane"
         ),
         None => endpoint.connect_lazy(),
     };
+    Ok(over(channel, token))
+}
+
+/// Calls through `channel`.
+pub(super) fn over(channel: Channel, token: Option<HeaderValue>) -> Client {
     let client = ControlServiceClient::with_interceptor(channel, Token(token));
-    Ok(client.max_decoding_message_size(MAX_ANSWER))
+    client.max_decoding_message_size(MAX_ANSWER)
 }
 
 fn token(args: &Args) -> anyhow::Result<Option<HeaderValue>> {

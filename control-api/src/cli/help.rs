@@ -6,7 +6,14 @@ Examples:
   outrigger status                         which proxies have taken what
   outrigger token create -n shop --service-account cart > cart.token
 
-A control API that is not on the loopback wants its root and its token:
+In Kubernetes, the way to the control plane and to proxies is the kubeconfig's, by a port-forward
+that is made for each command; nothing has to be exposed. Which mesh is spoken to:
+  1. that of the cluster of --kubeconfig or --context, if one of them is given;
+  2. that at --server or OUTRIGGER_SERVER, if given;
+  3. that of the cluster of KUBECONFIG or ~/.kube/config, if there is one;
+  4. that at 127.0.0.1:15010.
+
+Outside Kubernetes, a control API that is not on the loopback wants its root and its token:
   outrigger --server control:15010 --ca root.pem --token-file api.token status
   or in the environment: OUTRIGGER_SERVER, OUTRIGGER_CA, OUTRIGGER_TOKEN_FILE
 
@@ -90,3 +97,34 @@ Examples:
   outrigger ca rotate --overlap 10m    faster: proxies that are not connected meanwhile and do not
                                        come back by a token are locked out
   outrigger ca list                    where it stands";
+
+pub(super) const TOP: &str = "\
+Examples:
+  outrigger top -n shop                 every pod of the namespace, for five seconds
+  outrigger top cart-0 -n shop --window 30s
+
+The columns: IN is what the pod was asked, OUT what it asked others; RPS requests a second, OK the
+share that was not answered with 500 or above, P50 and P99 the time to the end of the answer, as
+exactly as the histogram's buckets say.";
+
+pub(super) const CHECK: &str = "\
+Examples:
+  outrigger check --pre && outrigger install | kubectl apply -f -
+  outrigger check
+
+Exit codes: 0 all is well, or there are warnings; 1 something is wrong.";
+
+pub(super) const UNINSTALL: &str = "\
+Examples:
+  outrigger uninstall | kubectl delete -f -           policies and the root's key stay
+  outrigger uninstall --purge | kubectl delete -f -   everything goes";
+
+pub(super) const PROXY_CONFIG: &str = "\
+Examples:
+  outrigger proxy config cart-0 -n shop                        names and versions
+  outrigger proxy config cart-0 -n shop -t route -o yaml       what is in the routes";
+
+pub(super) const LOG_LEVEL: &str = "\
+Examples:
+  outrigger proxy log-level cart-0 -n shop
+  outrigger proxy log-level cart-0 -n shop debug";

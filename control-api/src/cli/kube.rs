@@ -7,41 +7,64 @@ use anyhow::Context as _;
 use super::args::{Inject, Install};
 use crate::inject;
 
-const DEFINITIONS: &str = include_str!("../../../deploy/kubernetes/crds.yaml");
+/// The name of the control plane's Deployment.
+pub(super) const CONTROL_PLANE_NAME: &str = "outrigger-control";
+const DEFINITIONS: &str = include_str!("../../../deploy/chart/crds/crds.yaml");
 const CONTROL_PLANE: &str = include_str!("../../../deploy/kubernetes/outrigger.yaml");
-/// What stands in the manifests and is put in another's place.
-const IMAGE: &str = "image: outrigger-control:0.1.0";
-const PULL_POLICY: &str = "imagePullPolicy: IfNotPresent";
-const REPLICAS: &str = "replicas: 2";
-const PROXY_IMAGE: &str =
-    r#"            - {name: OUTRIGGER_PROXY_IMAGE, value: "outrigger-proxy:0.1.0"}"#;
+/// A part of what is installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manifest {
+    /// Of the policies.
+    Definitions,
+    /// Everything else.
+    ControlPlane,
+}
+
+/// The objects in it, as they are by default.
+pub(super) fn documents(part: Manifest) -> anyhow::Result<Vec<serde_json::Value>> {
+    let text = match part {
+        Manifest::Definitions => DEFINITIONS,
+        Manifest::ControlPlane => CONTROL_PLANE,
+    };
+    Ok(serde_saphyr::from_multiple(text)?)
+}
 
 /// A text in YAML: JSON's are.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
+/// What stands in the manifests, which are the chart with its defaults, and what is to stand there.
+fn changes(args: &Install) -> Vec<(String, String)> {
+    let defaults = Install::default();
+    let env = |name: &str, value: &str| format!("{{name: {name}, value: {}}}", quoted(value));
+    type Field = fn(&Install) -> &str;
+    let variables: [(&str, Field); 5] = [
+        ("OUTRIGGER_PROXY_IMAGE", |args| &args.proxy_image),
+        ("OUTRIGGER_PROXY_PULL_POLICY", |args| &args.pull_policy),
+        ("OUTRIGGER_TRUST_DOMAIN", |args| &args.trust_domain),
+        ("OUTRIGGER_OTLP_ENDPOINT", |args| &args.otlp_endpoint),
+        ("OUTRIGGER_LOG_LEVEL", |args| &args.log_level),
+    ];
+    let variables =
+        variables.map(|(name, field)| (env(name, field(&defaults)), env(name, field(args))));
+    let image = |args: &Install| format!("image: {}", quoted(&args.image));
+    let pull = |args: &Install| format!("imagePullPolicy: {}", args.pull_policy);
+    let replicas = |args: &Install| format!("replicas: {}", args.replicas);
+    let fields = [
+        (image(&defaults), image(args)),
+        (pull(&defaults), pull(args)),
+        (replicas(&defaults), replicas(args)),
+    ];
+    fields.into_iter().chain(variables).collect()
+}
+
 /// The manifests, as `args` want them.
 pub(super) fn install(args: &Install, out: &mut impl Write) -> anyhow::Result<()> {
-    let env = [
-        ("OUTRIGGER_PROXY_IMAGE", &args.proxy_image),
-        ("OUTRIGGER_PROXY_PULL_POLICY", &args.pull_policy),
-        ("OUTRIGGER_TRUST_DOMAIN", &args.trust_domain),
-        ("OUTRIGGER_OTLP_ENDPOINT", &args.otlp_endpoint),
-        ("OUTRIGGER_LOG_LEVEL", &args.log_level),
-    ];
-    let lines = env.map(|(name, value)| {
-        let value = quoted(value);
-        format!("            - {{name: {name}, value: {value}}}")
-    });
-    let text = CONTROL_PLANE
-        .replace(IMAGE, &format!("image: {}", quoted(&args.image)))
-        .replace(
-            PULL_POLICY,
-            &format!("imagePullPolicy: {}", args.pull_policy),
-        )
-        .replace(REPLICAS, &format!("replicas: {}", args.replicas))
-        .replace(PROXY_IMAGE, &lines.join("\n"));
+    let mut text = CONTROL_PLANE.to_owned();
+    for (default, wanted) in changes(args) {
+        text = text.replace(&default, &wanted);
+    }
     write!(out, "{DEFINITIONS}---\n{text}")?;
     Ok(())
 }
@@ -123,6 +146,34 @@ mod tests {
         assert_eq!(env("OUTRIGGER_PROXY_PULL_POLICY"), "Always");
         assert_eq!(env("OUTRIGGER_TRUST_DOMAIN"), "example.org");
         assert_eq!(env("OUTRIGGER_OTLP_ENDPOINT"), "http://jaeger:4317");
+    }
+
+    #[test]
+    fn without_wishes_it_is_the_chart_with_its_defaults() {
+        let args = Install::default();
+        let mut out = Vec::new();
+        install(&args, &mut out).expect("written");
+        let text = String::from_utf8(out).expect("UTF-8");
+        assert!(text.ends_with(CONTROL_PLANE), "defaults differ");
+        for (default, wanted) in changes(&args) {
+            assert_eq!(default, wanted);
+            assert_eq!(CONTROL_PLANE.matches(&default).count(), 1, "{default}");
+        }
+    }
+
+    #[test]
+    fn the_sample_is_valid() {
+        let sample = include_str!("../../../deploy/samples/shop.yaml");
+        let all: Vec<Value> = serde_saphyr::from_multiple(sample).expect("YAML");
+        let mut taken = 0;
+        for one in all {
+            let version = one["apiVersion"].as_str().expect("an apiVersion");
+            if version.starts_with("outrigger.dev/") || version.starts_with("gateway.") {
+                crate::model::parse_object(one, "", 0).expect("an object that the mesh takes");
+                taken += 1;
+            }
+        }
+        assert_eq!(taken, 4);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The command-line client.
 
 pub mod args;
+mod cluster;
 mod commands;
 mod connect;
 mod help;
@@ -12,6 +13,7 @@ use std::{io::Write, process::ExitCode};
 use clap::Parser as _;
 
 pub use args::Args;
+use args::Command;
 use connect::Client;
 
 /// Some proxies refused what was applied, or have not answered in time.
@@ -37,8 +39,23 @@ pub async fn main() -> ExitCode {
 /// # Errors
 /// What went wrong, for people.
 pub async fn run(args: Args, out: &mut (impl Write + Send)) -> anyhow::Result<ExitCode> {
-    let client = connect::connect(&args)?;
-    commands::run(client, args.command, out).await
+    match &args.command {
+        Command::Install(_) | Command::Inject(_) | Command::Completions { .. } => {
+            commands::local(args.command, out)
+        }
+        Command::Describe(_)
+        | Command::Proxy(_)
+        | Command::Top(_)
+        | Command::Check { .. }
+        | Command::Uninstall { .. } => {
+            Box::pin(cluster::run(&args.cluster, args.command, out)).await
+        }
+        _ if cluster::is_meant(&args) => {
+            let cluster = Box::pin(cluster::Cluster::open(&args.cluster)).await?;
+            Box::pin(cluster.control(args.command, out)).await
+        }
+        _ => Box::pin(commands::run(connect::connect(&args)?, args.command, out)).await,
+    }
 }
 
 /// The message of a status, which is all that people want of it.

@@ -12,12 +12,16 @@ use serde_json::{Map, Value, json};
 
 use super::args::{Output, Report};
 
-pub(super) use proxies::proxies;
+pub(super) use proxies::{proxies, state};
 pub(super) use roots::roots;
 pub(super) use tokens::{revoked, token, tokens};
 
 /// Columns as wide as their widest cell, and as high as there are rows: without any it says so.
-fn table(out: &mut impl Write, header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
+pub(super) fn table(
+    out: &mut impl Write,
+    header: &[&str],
+    rows: &[Vec<String>],
+) -> anyhow::Result<()> {
     if rows.is_empty() {
         writeln!(out, "none")?;
         return Ok(());
@@ -45,7 +49,7 @@ fn table(out: &mut impl Write, header: &[&str], rows: &[Vec<String>]) -> anyhow:
     Ok(())
 }
 
-fn data(out: &mut impl Write, values: &[Value], output: Output) -> anyhow::Result<()> {
+pub(super) fn data(out: &mut impl Write, values: &[Value], output: Output) -> anyhow::Result<()> {
     if output == Output::Json {
         let whole = match values {
             [one] => one.clone(),
@@ -337,7 +341,7 @@ pub(super) fn endpoints(
 }
 
 /// Seconds from `now` until `then`, as people say it: the two largest units.
-fn until(now: u64, then: Option<prost_types::Timestamp>) -> String {
+pub(super) fn until(now: u64, then: Option<prost_types::Timestamp>) -> String {
     let Some(then) = then.and_then(|then| u64::try_from(then.seconds).ok()) else {
         return "-".to_owned();
     };

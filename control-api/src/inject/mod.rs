@@ -20,6 +20,7 @@ use serde_json::Value;
 
 pub use annotations::{Annotations, Warning};
 pub use patch::patch;
+pub use pod::PROXY;
 pub use yaml::manifest;
 
 /// What is the same for every pod of a cluster.

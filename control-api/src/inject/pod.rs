@@ -6,7 +6,7 @@ use super::{Annotations, Settings, probe};
 use crate::kube::{AUDIENCE, DOMAIN, MESH_LABEL, MESH_SIDECAR};
 
 /// The proxy's container.
-pub(super) const PROXY: &str = "outrigger-proxy";
+pub const PROXY: &str = "outrigger-proxy";
 /// The container that redirects.
 const INIT: &str = "outrigger-init";
 /// Who the proxy runs as; traffic of this user is not redirected.

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::{
     Name,
     convert::{self, PodFacts},
+    grants::{self, Grant},
 };
 use crate::model::{Invalid, Key, Kind, Object};
 
@@ -36,6 +37,8 @@ pub enum Delta {
     Pods(Change<PodFacts>),
     /// Of routes or policies, as JSON.
     Policies(Kind, Change<Value>),
+    /// Of ReferenceGrants, as JSON.
+    Grants(Change<Value>),
 }
 
 /// A route or policy: the last one that was good, and what is wrong with the newest.
@@ -59,6 +62,7 @@ pub struct Cluster {
     owners: HashMap<Name, Name>,
     pods: HashMap<Name, PodFacts>,
     policies: BTreeMap<Key, Policy>,
+    grants: BTreeMap<Name, Grant>,
     /// What has to be made again.
     dirty: BTreeSet<Key>,
     /// Kinds that were seen in whole.
@@ -69,7 +73,7 @@ pub struct Cluster {
 /// them what is only not seen yet.
 fn sources() -> impl Iterator<Item = &'static str> {
     let policies = Kind::ALL.iter().filter(|kind| **kind != Kind::Service);
-    ["services", "slices", "pods"]
+    ["services", "slices", "pods", grants::KIND]
         .into_iter()
         .chain(policies.map(|kind| kind.as_str()))
 }
@@ -118,6 +122,20 @@ impl Cluster {
                 for (name, document) in changes(change, known) {
                     self.policy(kind, name, document);
                 }
+            }
+            Delta::Grants(change) => {
+                self.seen(grants::KIND, &change);
+                for (name, grant) in changes(change, || self.grants.keys().cloned().collect()) {
+                    match grant {
+                        Some(grant) => drop(self.grants.insert(name, Grant::of(&grant))),
+                        None => drop(self.grants.remove(&name)),
+                    }
+                }
+                let all = self.policies.iter().filter(|(_, policy)| {
+                    let object = policy.object.as_ref();
+                    object.is_some_and(grants::concerns)
+                });
+                self.dirty.extend(all.map(|(key, _)| key.clone()));
             }
         }
     }
@@ -211,7 +229,10 @@ impl Cluster {
         let made = dirty.into_iter().map(|key| {
             let object = match key.kind {
                 Kind::Service => self.service(&key),
-                _ => self.policies.get(&key).and_then(|p| p.object.clone()),
+                _ => self
+                    .policies
+                    .get(&key)
+                    .and_then(|policy| self.permitted(policy).0),
             };
             (key, object)
         });
@@ -226,6 +247,15 @@ impl Cluster {
         let spec = convert::service(service, slices, &|pod| self.pods.get(pod).cloned())?;
         let labels = service.metadata.labels.clone().unwrap_or_default();
         Some(Object::service(key.clone(), labels, spec))
+    }
+
+    /// What is in force of a policy, without what it may not refer to; and what that is.
+    pub fn permitted(&self, policy: &Policy) -> (Option<Object>, Vec<Invalid>) {
+        let Some(mut object) = policy.object.clone() else {
+            return (None, Vec::new());
+        };
+        let denied = grants::enforce(&mut object, &self.grants);
+        (Some(object), denied)
     }
 
     /// Routes and policies, also those that are not in force.

@@ -2,13 +2,15 @@
 //!
 //! [`watch`] follows Services, EndpointSlices, Pods and the routes and policies; [`cluster`] holds
 //! what was seen and knows what a change touches; [`convert`] makes the mesh's objects of it,
-//! purely; [`status`] tells those who wrote them what became of them. Who asks for a certificate proves with a service account's token who it is ([`review`]).
-//! The authority's key is a Secret ([`secret`]), so that all replicas sign alike. [`webhook`] puts
-//! the proxy into pods that are made. Nothing is kept
-//! on a disk of our own: a replica that ends takes nothing with it.
+//! purely; [`grants`] are what one namespace lets another do; [`status`] tells those who wrote them
+//! what became of them. Who asks for a certificate proves with a service account's token who it is
+//! ([`review`]). The authority's key is a Secret ([`secret`]), so that all replicas sign alike.
+//! [`webhook`] puts the proxy into pods that are made, and refuses policies that are none. Nothing
+//! is kept on a disk of our own: a replica that ends takes nothing with it.
 
 pub mod cluster;
 pub mod convert;
+pub mod grants;
 pub mod review;
 pub mod secret;
 pub mod status;
@@ -19,11 +21,14 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ::kube::Client;
 use futures_util::FutureExt as _;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
 use tokio::{net::TcpListener, sync::watch as channel};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    ca::{Authority, CaError, Origin, Own, Proof, Text},
+    ca::{Authority, CaError, Own, Proof},
     clock::Clock,
     inject,
     store::Store,
@@ -80,6 +85,8 @@ pub struct Settings {
     pub service: String,
     /// The name of the MutatingWebhookConfiguration.
     pub webhook: String,
+    /// The name of the ValidatingWebhookConfiguration.
+    pub validator: String,
     /// The image with the proxy.
     pub proxy_image: String,
     /// Its pull policy.
@@ -151,15 +158,7 @@ impl Connection {
     pub async fn authority(&self, ttl: Duration, clock: &Clock) -> Result<Authority, KubeError> {
         let (namespace, domain) = (&self.settings.namespace, &self.trust_domain);
         let root = secret::root(&self.client, namespace, domain, clock).await?;
-        let place = format!("secret {namespace}/{}", secret::NAME);
-        let text = |pem| Text {
-            place: place.clone(),
-            pem,
-        };
-        let origin = Origin::Given {
-            cert: text(root.certificate),
-            key: text(root.key),
-        };
+        let origin = root.origin(namespace);
         Ok(Authority::open(origin, domain, ttl, clock.clone())?)
     }
 
@@ -190,7 +189,7 @@ impl Connection {
         drop(until.wait_for(|synced| *synced).await);
     }
 
-    /// Starts the injector; when this returns, it answers.
+    /// Starts the webhooks; when this returns, they answer. Follows the authority's Secret.
     ///
     /// # Errors
     /// When it cannot be reached or has no certificate.
@@ -212,19 +211,38 @@ impl Connection {
             pull_policy: self.settings.proxy_pull_policy.clone(),
             control_plane: format!("{host}:{}", self.settings.xds_port),
             trust_domain: self.trust_domain.clone(),
-            trust_bundle: authority.bundle().pem(),
+            // That of the moment is put in for each pod.
+            trust_bundle: String::new(),
             otlp_endpoint: self.settings.otlp_endpoint.clone(),
         };
         tasks.spawn(webhook::serve(
             listener,
             acceptor,
-            Arc::new(inject),
+            Arc::new(webhook::Webhooks {
+                settings: inject,
+                bundle: authority.watch(),
+            }),
             stop.clone(),
         ));
-        let name = self.settings.webhook.clone();
-        let bundle = authority.bundle().pem();
-        let trusted = webhook::keep_trusted(self.client.clone(), name, bundle);
-        for task in [trusted.boxed(), own.keep_fresh(|| Ok(())).boxed()] {
+        let trusted = webhook::keep_trusted::<MutatingWebhookConfiguration>(
+            self.client.clone(),
+            self.settings.webhook.clone(),
+            authority.watch(),
+        );
+        let validator = webhook::keep_trusted::<ValidatingWebhookConfiguration>(
+            self.client.clone(),
+            self.settings.validator.clone(),
+            authority.watch(),
+        );
+        let client = self.client.clone();
+        let secret = secret::follow(client, namespace.clone(), Arc::clone(authority));
+        let tasks_of_ours = [
+            trusted.boxed(),
+            validator.boxed(),
+            secret.boxed(),
+            own.keep_fresh(|| Ok(())).boxed(),
+        ];
+        for task in tasks_of_ours {
             let task = stop.clone().run_until_cancelled_owned(task);
             tasks.spawn(async move {
                 task.await;

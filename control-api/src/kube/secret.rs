@@ -1,15 +1,17 @@
 //! The authority's root as a Secret: whichever replica comes first makes it, all use it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, pin::pin, sync::Arc};
 
 use ::kube::{
     Api, Client,
     api::{ObjectMeta, PostParams},
+    runtime::{WatchStreamExt as _, watcher},
 };
+use futures_util::StreamExt as _;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 
 use crate::{
-    ca::{self, CaError},
+    ca::{self, Authority, CaError, Origin, Text},
     clock::Clock,
 };
 
@@ -18,6 +20,9 @@ pub const NAME: &str = "outrigger-ca";
 /// As cert-manager has it.
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
+/// What is trusted, if the certificate does not end in its root, or more than that one is: an old
+/// and a new root while they are replaced. As cert-manager has it.
+const ROOTS: &str = "ca.crt";
 
 /// Why there is no root.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +45,25 @@ pub struct Root {
     pub certificate: String,
     /// Its key.
     pub key: String,
+    /// What is trusted, if that is said.
+    pub roots: Option<String>,
+}
+
+impl Root {
+    /// As the authority takes it.
+    #[must_use]
+    pub fn origin(self, namespace: &str) -> Origin {
+        let place = format!("secret {namespace}/{NAME}");
+        let text = |pem| Text {
+            place: place.clone(),
+            pem,
+        };
+        Origin::Given {
+            cert: text(self.certificate),
+            key: text(self.key),
+            roots: self.roots.map(text),
+        }
+    }
 }
 
 impl std::fmt::Debug for Root {
@@ -91,6 +115,27 @@ pub async fn root(
     }
 }
 
+/// Puts what the Secret holds in force whenever it changes, for as long as it runs. What is no good,
+/// or gone, leaves what was.
+pub async fn follow(client: Client, namespace: String, authority: Arc<Authority>) {
+    let api = Api::<Secret>::namespaced(client, &namespace);
+    let only = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
+    let mut seen = pin!(watcher(api, only).default_backoff().applied_objects());
+    while let Some(next) = seen.next().await {
+        match next {
+            Ok(secret) => take(&authority, &secret, &namespace),
+            Err(error) => tracing::warn!(%error, "secret {NAME} not followed"),
+        }
+    }
+}
+
+fn take(authority: &Authority, secret: &Secret, namespace: &str) {
+    let taken = parts(secret).and_then(|root| Ok(authority.replace(root.origin(namespace))?));
+    if let Err(error) = taken {
+        tracing::error!(%error, "the new authority is not taken; what was stays");
+    }
+}
+
 fn parts(secret: &Secret) -> Result<Root, SecretError> {
     let part = |name: &'static str| {
         let bytes = secret.data.as_ref().and_then(|data| data.get(name));
@@ -101,5 +146,54 @@ fn parts(secret: &Secret) -> Result<Root, SecretError> {
     Ok(Root {
         certificate: part(CERTIFICATE)?,
         key: part(KEY)?,
+        roots: part(ROOTS).ok(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn secret(parts: &[(&str, &str)]) -> Secret {
+        let part = |(name, text): &(&str, &str)| {
+            ((*name).to_owned(), ByteString(text.as_bytes().to_vec()))
+        };
+        Secret {
+            data: Some(parts.iter().map(part).collect()),
+            ..Secret::default()
+        }
+    }
+
+    #[test]
+    fn tl_02_a_root_is_replaced_while_both_are_trusted() {
+        let clock = Clock::system();
+        let root = || ca::new_root("outrigger.local", &clock).expect("a root");
+        let ((old, old_key), (new, new_key)) = (root(), root());
+        let first = secret(&[(CERTIFICATE, &old), (KEY, &old_key)]);
+        let origin = parts(&first).expect("good").origin("o");
+        let ttl = Duration::from_secs(3_600);
+        let authority = Authority::open(origin, "outrigger.local", ttl, clock.clone());
+        let authority = authority.expect("an authority");
+        let trusted = || authority.bundle().pem();
+        assert_eq!(trusted().trim(), old.trim());
+
+        let both = format!("{old}{new}");
+        let second = [(CERTIFICATE, &*new), (KEY, &*new_key), (ROOTS, &*both)];
+        take(&authority, &secret(&second), "o");
+        assert!(trusted().contains(old.trim()) && trusted().contains(new.trim()));
+
+        // A key of another certificate, and nothing at all: what was stays.
+        for bad in [&[(CERTIFICATE, &*new), (KEY, &*old_key)][..], &[]] {
+            take(&authority, &secret(bad), "o");
+            assert!(trusted().contains(old.trim()));
+        }
+        take(
+            &authority,
+            &secret(&[(CERTIFICATE, &new), (KEY, &new_key)]),
+            "o",
+        );
+        assert_eq!(trusted().trim(), new.trim());
+    }
 }

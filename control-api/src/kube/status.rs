@@ -48,7 +48,8 @@ struct Condition {
 pub fn wanted(cluster: &Cluster, objects: &Objects, clock: &Clock) -> Wanted {
     let now = now(clock);
     let all = cluster.policies().filter_map(|(key, policy)| {
-        let status = status(key, policy, objects, &now)?;
+        let denied = cluster.permitted(policy).1;
+        let status = status((key, policy), &denied, objects, &now)?;
         let mut patch = json!({"status": status});
         // Somebody else's change in between is not undone: the API server refuses then.
         if let Some(version) = policy.document.pointer("/metadata/resourceVersion") {
@@ -72,13 +73,18 @@ fn merge(object: &mut Value, key: &str, value: Value) {
     }
 }
 
-fn is_route(kind: Kind) -> bool {
+pub(super) fn is_route(kind: Kind) -> bool {
     let versions = kind.api_versions().first();
     versions.is_some_and(|version| version.starts_with("gateway."))
 }
 
 /// The status that `policy` should have; `None` if it has it, or is not ours to judge.
-fn status(key: &Key, policy: &Policy, objects: &Objects, now: &str) -> Option<Value> {
+fn status(
+    (key, policy): (&Key, &Policy),
+    denied: &[Invalid],
+    objects: &Objects,
+    now: &str,
+) -> Option<Value> {
     let document = &policy.document;
     let generation = document.pointer("/metadata/generation").cloned();
     let generation = generation.unwrap_or_default();
@@ -86,7 +92,15 @@ fn status(key: &Key, policy: &Policy, objects: &Objects, now: &str) -> Option<Va
         Some(object) if policy.faults.is_empty() => dangling(objects, object),
         _ => Vec::new(),
     };
-    let (missing, unresolved): (Vec<_>, Vec<_>) = gaps.into_iter().partition(is_of_target);
+    let (missing, gaps): (Vec<_>, Vec<_>) = gaps.into_iter().partition(is_of_target);
+    let unresolved = Unresolved {
+        denied: if policy.faults.is_empty() {
+            denied
+        } else {
+            &[]
+        },
+        gaps: &gaps,
+    };
     if !is_route(key.kind) {
         let old = document.pointer("/status/conditions");
         let conditions = verdict(&policy.faults, missing.first(), &unresolved);
@@ -123,8 +137,20 @@ fn is_of_target(gap: &Invalid) -> bool {
     gap.path.starts_with("spec.parentRefs") || gap.path.starts_with("spec.targetRefs")
 }
 
+/// References of an object that are not followed.
+struct Unresolved<'a> {
+    /// It may not refer to these.
+    denied: &'a [Invalid],
+    /// These are not there.
+    gaps: &'a [Invalid],
+}
+
 /// The conditions of an object with these faults, whose target or parent is perhaps not there.
-fn verdict(faults: &[Invalid], missing: Option<&Invalid>, gaps: &[Invalid]) -> [Condition; 2] {
+fn verdict(
+    faults: &[Invalid],
+    missing: Option<&Invalid>,
+    unresolved: &Unresolved<'_>,
+) -> [Condition; 2] {
     let told = |all: &[Invalid]| {
         let lines = all.iter().map(|one| format!("{}: {}", one.path, one.why));
         let mut text = lines.collect::<Vec<_>>().join("; ");
@@ -146,14 +172,15 @@ fn verdict(faults: &[Invalid], missing: Option<&Invalid>, gaps: &[Invalid]) -> [
         }
         (faults, _) => ("Accepted", false, "UnsupportedValue", told(faults)),
     };
-    let resolved = match gaps {
-        [] => (
+    let resolved = match (unresolved.denied, unresolved.gaps) {
+        ([], []) => (
             "ResolvedRefs",
             true,
             "ResolvedRefs",
             "All references lead somewhere".to_owned(),
         ),
-        gaps => ("ResolvedRefs", false, "BackendNotFound", told(gaps)),
+        ([], gaps) => ("ResolvedRefs", false, "BackendNotFound", told(gaps)),
+        (denied, _) => ("ResolvedRefs", false, "RefNotPermitted", told(denied)),
     };
     [accepted, resolved].map(|(kind, good, reason, message)| Condition {
         kind,

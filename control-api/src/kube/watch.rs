@@ -26,7 +26,7 @@ use super::{
     Name,
     cluster::{Change, Cluster, Delta},
     convert::PodFacts,
-    status,
+    grants, status,
 };
 use crate::{clock::Clock, model::Kind, store::Store};
 
@@ -78,8 +78,19 @@ pub async fn mirror(
         |change| Some(Delta::Pods(map(change, |pod| Some(PodFacts::of(&pod)))?)),
     )));
     for kind in Kind::ALL.iter().copied().filter(|k| *k != Kind::Service) {
-        spawn(Box::pin(follow_kind(client.clone(), kind, deltas.clone())));
+        let what = Followed {
+            kind: kind.as_str(),
+            versions: kind.api_versions(),
+            delta: move |change| Delta::Policies(kind, change),
+        };
+        spawn(Box::pin(follow_kind(client.clone(), what, deltas.clone())));
     }
+    let what = Followed {
+        kind: grants::KIND,
+        versions: grants::VERSIONS,
+        delta: Delta::Grants,
+    };
+    spawn(Box::pin(follow_kind(client.clone(), what, deltas.clone())));
     drop(deltas);
     let (wanted, to_write) = watch::channel(Arc::default());
     spawn(Box::pin(status::write(client, to_write)));
@@ -193,44 +204,54 @@ impl<K: Resource> Gather<K> {
     }
 }
 
-/// Watches a kind of route or policy for as long as the cluster knows it, and waits for it
-/// otherwise.
-async fn follow_kind(client: Client, kind: Kind, to: mpsc::Sender<Delta>) {
+/// A kind that the cluster may know or not.
+struct Followed<F> {
+    kind: &'static str,
+    versions: &'static [&'static str],
+    delta: F,
+}
+
+/// Watches a kind for as long as the cluster knows it, and waits for it otherwise.
+async fn follow_kind<F>(client: Client, what: Followed<F>, to: mpsc::Sender<Delta>)
+where
+    F: Fn(Change<serde_json::Value>) -> Delta + Send + Sync,
+{
+    let kind = what.kind;
     let mut empty = false;
     loop {
-        match served(&client, kind).await {
+        match served_as(&client, kind, what.versions).await {
             Ok(Some(resource)) => {
                 empty = false;
-                let watched = watch_kind(&client, kind, &resource, &to);
+                let watched = watch_kind(&client, &what, &resource, &to);
                 if Box::pin(watched).await.is_none() {
                     return;
                 }
             }
             Ok(None) => {
                 // Once is enough; and without it nothing would ever be published.
-                if !empty
-                    && to
-                        .send(Delta::Policies(kind, Change::All(vec![])))
-                        .await
-                        .is_err()
-                {
+                let none = (what.delta)(Change::All(vec![]));
+                if !empty && to.send(none).await.is_err() {
                     return;
                 }
                 empty = true;
             }
-            Err(error) => tracing::warn!(%kind, %error, "cannot ask which kinds are served"),
+            Err(error) => tracing::warn!(kind, %error, "cannot ask which kinds are served"),
         }
         sleep(ASK_AGAIN).await;
     }
 }
 
 /// Until the kind is no longer served; `None` when nobody listens any more.
-async fn watch_kind(
+async fn watch_kind<F>(
     client: &Client,
-    kind: Kind,
+    what: &Followed<F>,
     resource: &ApiResource,
     to: &mpsc::Sender<Delta>,
-) -> Option<()> {
+) -> Option<()>
+where
+    F: Fn(Change<serde_json::Value>) -> Delta + Send + Sync,
+{
+    let kind = what.kind;
     let api = Api::<DynamicObject>::all_with(client.clone(), resource);
     let stream = watcher(api, watcher::Config::default());
     let mut stream = pin!(stream.default_backoff());
@@ -239,14 +260,14 @@ async fn watch_kind(
         match event {
             Ok(event) => {
                 if let Some(change) = gather.change(event, resource) {
-                    to.send(Delta::Policies(kind, change)).await.ok()?;
+                    to.send((what.delta)(change)).await.ok()?;
                 }
             }
             Err(error) if is_unknown(&error) => {
-                tracing::info!(%kind, "no longer served by the cluster");
+                tracing::info!(kind, "no longer served by the cluster");
                 return Some(());
             }
-            Err(error) => tracing::warn!(%kind, %error, "watch interrupted"),
+            Err(error) => tracing::warn!(kind, %error, "watch interrupted"),
         }
     }
     Some(())
@@ -312,18 +333,26 @@ fn document(mut object: DynamicObject, resource: &ApiResource) -> serde_json::Va
 }
 
 /// How the cluster serves `kind`, in the first of its versions that it does.
-pub(super) async fn served(
+pub(crate) async fn served(
     client: &Client,
     kind: Kind,
 ) -> Result<Option<ApiResource>, ::kube::Error> {
-    for api_version in kind.api_versions() {
+    served_as(client, kind.as_str(), kind.api_versions()).await
+}
+
+async fn served_as(
+    client: &Client,
+    kind: &str,
+    versions: &[&str],
+) -> Result<Option<ApiResource>, ::kube::Error> {
+    for api_version in versions {
         let resources = match client.list_api_group_resources(api_version).await {
             Ok(list) => list.resources,
             Err(::kube::Error::Api(status)) if status.code == 404 => continue,
             Err(error) => return Err(error),
         };
         let whole = |name: &str| !name.contains('/');
-        let mut kinds = resources.iter().filter(|r| r.kind == kind.as_str());
+        let mut kinds = resources.iter().filter(|r| r.kind == kind);
         let Some(found) = kinds.find(|resource| whole(&resource.name)) else {
             continue;
         };

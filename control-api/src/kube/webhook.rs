@@ -1,14 +1,15 @@
-//! The injector as the API server calls it: AdmissionReview over HTTPS.
+//! The injector, and the judge of policies, as the API server calls them: AdmissionReview over
+//! HTTPS.
 //!
 //! The certificate is signed by our authority and renewed in place; the root that the API server
 //! is to trust is written into the webhook's configuration, and again whenever it is something
 //! else. While this does not answer, pods of namespaces in the mesh are not made: they would run
 //! unprotected.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Debug, sync::Arc, time::Duration};
 
 use ::kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{Patch, PatchParams},
     runtime::{WatchStreamExt as _, watcher},
 };
@@ -22,18 +23,25 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+};
 use rustls::{ServerConfig, server::ResolvesServerCert, version::TLS13};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::watch,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::{convert, status::is_route};
 use crate::{
+    ca::Bundle,
     inject::{self, Outcome, Settings},
+    model::Kind,
     serve::accept_each,
     tls::{OwnCertificate, TlsError},
 };
@@ -45,6 +53,15 @@ const MAX_BODY: usize = 4 << 20;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that is quiet for this long is closed.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What the answers depend on.
+#[derive(Debug)]
+pub struct Webhooks {
+    /// For pods; but the roots are those of `bundle`.
+    pub settings: Settings,
+    /// What is trusted.
+    pub bundle: watch::Receiver<Arc<Bundle>>,
+}
 
 /// TLS for the API server, which shows no certificate that we could check: what it asks for is no
 /// secret.
@@ -65,12 +82,12 @@ pub fn acceptor(own: Arc<OwnCertificate>) -> Result<TlsAcceptor, TlsError> {
 pub async fn serve(
     listener: TcpListener,
     tls: TlsAcceptor,
-    settings: Arc<Settings>,
+    webhooks: Arc<Webhooks>,
     stop: CancellationToken,
 ) {
     let tasks = TaskTracker::new();
     accept_each(&listener, MAX_CONNECTIONS, &stop, &tasks, |stream, _| {
-        let served = connection(stream, tls.clone(), Arc::clone(&settings));
+        let served = connection(stream, tls.clone(), Arc::clone(&webhooks));
         let stop = stop.clone();
         async move {
             stop.run_until_cancelled(Box::pin(served)).await;
@@ -79,7 +96,7 @@ pub async fn serve(
     .await;
 }
 
-async fn connection(stream: TcpStream, tls: TlsAcceptor, settings: Arc<Settings>) {
+async fn connection(stream: TcpStream, tls: TlsAcceptor, webhooks: Arc<Webhooks>) {
     let stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -89,8 +106,8 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, settings: Arc<Settings>
         Err(_) => return,
     };
     let service = service_fn(move |request| {
-        let settings = Arc::clone(&settings);
-        async move { Ok::<_, Infallible>(answer(request, &settings).await) }
+        let webhooks = Arc::clone(&webhooks);
+        async move { Ok::<_, Infallible>(answer(request, &webhooks).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -101,33 +118,97 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, settings: Arc<Settings>
     }
 }
 
-async fn answer(request: Request<Incoming>, settings: &Settings) -> Response<Full<Bytes>> {
+async fn answer(request: Request<Incoming>, webhooks: &Webhooks) -> Response<Full<Bytes>> {
     let plain = |status: StatusCode, text: String| {
         let mut response = Response::new(Full::new(Bytes::from(text)));
         *response.status_mut() = status;
         response
     };
-    match (request.method(), request.uri().path()) {
-        (&Method::POST, "/inject") => {}
-        (_, "/inject") => return plain(StatusCode::METHOD_NOT_ALLOWED, String::new()),
+    let injects = match (request.method(), request.uri().path()) {
+        (&Method::POST, "/inject") => true,
+        (&Method::POST, "/validate") => false,
+        (_, "/inject" | "/validate") => {
+            return plain(StatusCode::METHOD_NOT_ALLOWED, String::new());
+        }
         _ => return plain(StatusCode::NOT_FOUND, "not found\n".into()),
-    }
+    };
     let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => return plain(StatusCode::BAD_REQUEST, error.to_string()),
     };
-    match serde_json::from_slice(&body).map_err(|e| e.to_string()) {
-        Ok(asked) => match review(&asked, settings) {
-            Ok(answer) => {
-                let mut response = plain(StatusCode::OK, answer.to_string());
-                let json = http::HeaderValue::from_static("application/json");
-                response.headers_mut().insert(header::CONTENT_TYPE, json);
-                response
-            }
-            Err(why) => plain(StatusCode::BAD_REQUEST, why),
-        },
+    let answered = serde_json::from_slice(&body).map_err(|error| error.to_string());
+    let answered = answered.and_then(|asked| {
+        if injects {
+            let trust_bundle = webhooks.bundle.borrow().pem();
+            let settings = Settings {
+                trust_bundle,
+                ..webhooks.settings.clone()
+            };
+            review(&asked, &settings)
+        } else {
+            judge(&asked)
+        }
+    });
+    match answered {
+        Ok(answer) => {
+            let mut response = plain(StatusCode::OK, answer.to_string());
+            let json = http::HeaderValue::from_static("application/json");
+            response.headers_mut().insert(header::CONTENT_TYPE, json);
+            response
+        }
         Err(why) => plain(StatusCode::BAD_REQUEST, why),
     }
+}
+
+/// Answers an AdmissionReview of a route or policy. A policy of ours that the mesh would not take is
+/// refused. A route is not, since it may be others' as well: its author is warned, and finds the
+/// same in its status (Gateway API, "Conditions").
+fn judge(asked: &Value) -> Result<Value, String> {
+    let at = |path: &str| asked.pointer(path);
+    let text = |path: &str| at(path).and_then(Value::as_str).unwrap_or_default();
+    let uid = text("/request/uid");
+    if uid.is_empty() {
+        return Err("request.uid is missing".into());
+    }
+    let object = at("/request/object").ok_or("request.object is missing")?;
+    let known = Kind::ALL.iter().copied();
+    let kind = known.filter(|kind| *kind != Kind::Service);
+    let kind = kind
+        .into_iter()
+        .find(|kind| kind.as_str() == text("/request/kind/kind"));
+    let kind = kind.ok_or("only routes and policies are judged")?;
+    let mut response = json!({"uid": uid, "allowed": true});
+    // What is on its way out, and what was there before we were asked, must not be held up: nobody
+    // could take away a finalizer or change a label.
+    let ends = object.pointer("/metadata/deletionTimestamp").is_some();
+    let same = at("/request/oldObject/spec").is_some_and(|old| object.get("spec") == Some(old));
+    let faults = convert::policy(object.clone()).err().unwrap_or_default();
+    if !faults.is_empty() && !ends && !same {
+        let lines = faults
+            .iter()
+            .map(|fault| format!("{}: {}", fault.path, fault.why));
+        let lines: Vec<_> = lines.collect();
+        if is_route(kind) {
+            let warned = lines
+                .iter()
+                .map(|line| format!("outrigger: not taken: {line}"));
+            set(&mut response, "warnings", warned.collect());
+        } else {
+            set(&mut response, "allowed", false.into());
+            let message = format!("outrigger: {}", lines.join("; "));
+            let status = json!({"code": 422, "reason": "Invalid", "message": message});
+            set(&mut response, "status", status);
+        }
+    }
+    Ok(reviewed(&response))
+}
+
+fn reviewed(response: &Value) -> Value {
+    json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "response": response,
+    })
 }
 
 /// Answers an AdmissionReview (admission.k8s.io/v1) of a pod.
@@ -169,11 +250,7 @@ fn review(asked: &Value, settings: &Settings) -> Result<Value, String> {
             );
         }
     }
-    Ok(json!({
-        "apiVersion": "admission.k8s.io/v1",
-        "kind": "AdmissionReview",
-        "response": response,
-    }))
+    Ok(reviewed(&response))
 }
 
 fn set(object: &mut Value, key: &str, value: Value) {
@@ -182,44 +259,74 @@ fn set(object: &mut Value, key: &str, value: Value) {
     }
 }
 
-/// Keeps `bundle` in the webhook configuration called `name`, for as long as it runs.
-pub async fn keep_trusted(client: Client, name: String, bundle: String) {
-    let api = Api::<MutatingWebhookConfiguration>::all(client);
+/// A configuration of webhooks.
+pub trait Hooks {
+    /// The name of each webhook, and how it is called.
+    fn hooks(&self) -> Vec<(&str, &WebhookClientConfig)>;
+}
+
+impl Hooks for MutatingWebhookConfiguration {
+    fn hooks(&self) -> Vec<(&str, &WebhookClientConfig)> {
+        let all = self.webhooks.iter().flatten();
+        all.map(|hook| (hook.name.as_str(), &hook.client_config))
+            .collect()
+    }
+}
+
+impl Hooks for ValidatingWebhookConfiguration {
+    fn hooks(&self) -> Vec<(&str, &WebhookClientConfig)> {
+        let all = self.webhooks.iter().flatten();
+        all.map(|hook| (hook.name.as_str(), &hook.client_config))
+            .collect()
+    }
+}
+
+/// Keeps the roots of `bundle` in the webhook configuration called `name`, for as long as it runs.
+pub async fn keep_trusted<K>(client: Client, name: String, mut bundle: watch::Receiver<Arc<Bundle>>)
+where
+    K: Hooks + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let api = Api::<K>::all(client);
     let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut seen = std::pin::pin!(
         watcher(api.clone(), only)
             .default_backoff()
             .applied_objects()
     );
-    while let Some(next) = seen.next().await {
-        match next {
-            Ok(configuration) => {
-                let Some(patch) = trust(&configuration, &bundle) else {
+    let mut known: Option<K> = None;
+    loop {
+        tokio::select! {
+            next = seen.next() => match next {
+                Some(Ok(configuration)) => known = Some(configuration),
+                Some(Err(error)) => {
+                    tracing::warn!(name, %error, "webhook configuration not followed");
                     continue;
-                };
-                let (params, patch) = (PatchParams::default(), Patch::Strategic(patch));
-                match api.patch(&name, &params, &patch).await {
-                    Ok(_) => tracing::info!(name, "the API server trusts the webhook"),
-                    Err(error) => {
-                        tracing::warn!(name, %error, "webhook configuration not patched");
-                    }
                 }
-            }
-            Err(error) => tracing::warn!(name, %error, "webhook configuration not followed"),
+                None => return,
+            },
+            Ok(()) = bundle.changed() => {}
+        }
+        let roots = bundle.borrow_and_update().pem();
+        let Some(patch) = known.as_ref().and_then(|known| trust(known, &roots)) else {
+            continue;
+        };
+        let (params, patch) = (PatchParams::default(), Patch::Strategic(patch));
+        match api.patch(&name, &params, &patch).await {
+            Ok(_) => tracing::info!(name, "the API server trusts the webhook"),
+            Err(error) => tracing::warn!(name, %error, "webhook configuration not patched"),
         }
     }
 }
 
 /// The patch that makes the API server trust `bundle`; `None` if it does.
-fn trust(configuration: &MutatingWebhookConfiguration, bundle: &str) -> Option<Value> {
-    let webhooks = configuration.webhooks.iter().flatten();
-    let stale = webhooks.filter(|webhook| {
-        let known = webhook.client_config.ca_bundle.as_ref();
+fn trust(configuration: &impl Hooks, bundle: &str) -> Option<Value> {
+    let stale = configuration.hooks().into_iter().filter(|(_, config)| {
+        let known = config.ca_bundle.as_ref();
         known.is_none_or(|known| known.0 != bundle.as_bytes())
     });
     let bundle = BASE64_STANDARD.encode(bundle);
     let fresh: Vec<_> = stale
-        .map(|webhook| json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}}))
+        .map(|(name, _)| json!({"name": name, "clientConfig": {"caBundle": bundle}}))
         .collect();
     (!fresh.is_empty()).then(|| json!({"webhooks": fresh}))
 }

@@ -26,6 +26,7 @@ use outrigger_proto::{any::Any, type_url};
 
 pub use changes::Changes;
 pub use names::{ClusterName, ListenerName};
+pub use workload::{aimed_at, is_strict};
 pub use world::{Instance, PortRef, World};
 
 /// The types of resource that are served, in the order in which they are sent: what is named by

@@ -1,6 +1,6 @@
 //! Policies of workloads: which of them holds for a proxy.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use outrigger_proto::envoy::{
     config::accesslog::v3::{AccessLog, access_log},
@@ -12,7 +12,7 @@ use super::{
     proto::any,
     world::{SYSTEM_NAMESPACE, World},
 };
-use crate::model::{Key, MutualTlsSpec, RateLimitSpec, Selector, Share, Spec, TlsMode};
+use crate::model::{Key, MutualTlsSpec, Object, RateLimitSpec, Selector, Share, Spec, TlsMode};
 
 /// How exactly a policy is aimed: the mesh, a namespace, some workloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +32,27 @@ pub(super) fn aim(key: &Key, selector: Option<&Selector>, viewer: &Viewer) -> Op
         _ if key.namespace == SYSTEM_NAMESPACE => Some(Aim::Mesh),
         _ => (key.namespace == viewer.namespace).then_some(Aim::Namespace),
     }
+}
+
+/// The policies that are aimed at a workload: those of the mesh first, of each the oldest first.
+pub fn aimed_at<'w>(world: &'w World, viewer: &'w Viewer) -> impl Iterator<Item = &'w Arc<Object>> {
+    let all = world.workload_policies(&viewer.namespace);
+    all.filter(move |object| {
+        let selector = match &object.spec {
+            Spec::MutualTls(spec) => spec.selector.as_ref(),
+            Spec::Telemetry(spec) => spec.selector.as_ref(),
+            Spec::RateLimit(spec) => spec.selector.as_ref(),
+            Spec::AuthorizationPolicy(spec) => spec.selector.as_ref(),
+            _ => return false,
+        };
+        aim(&object.key, selector, viewer).is_some()
+    })
+}
+
+/// Whether a workload demands mutual TLS on `port`, or, without one, wherever it does not say.
+#[must_use]
+pub fn is_strict(world: &World, viewer: &Viewer, port: Option<u16>) -> bool {
+    MutualTls::of(world, viewer).is_strict(port)
 }
 
 /// What is told of requests.

@@ -379,10 +379,11 @@ fn a_route_that_turns_bad_leaves_the_last_good_one_in_force() {
 #[test]
 fn everything_is_waited_for() {
     let mut cluster = Cluster::default();
-    assert_eq!(cluster.missing().count(), 2 + Kind::ALL.len());
+    assert_eq!(cluster.missing().count(), 3 + Kind::ALL.len());
     cluster.apply(Delta::Services(Change::All(vec![])));
     cluster.apply(Delta::Slices(Change::All(vec![])));
     cluster.apply(Delta::Pods(Change::All(vec![])));
+    cluster.apply(Delta::Grants(Change::All(vec![])));
     for kind in Kind::ALL.iter().filter(|kind| **kind != Kind::Service) {
         assert!(cluster.missing().any(|missing| missing == kind.as_str()));
         cluster.apply(Delta::Policies(*kind, Change::All(vec![])));

@@ -44,7 +44,7 @@ fn verdict_of(kind: Kind, document: Value) -> Option<Value> {
         }
     }
     let (key, policy) = cluster.policies().next().expect("one");
-    status(key, policy, &objects, NOW)
+    status((key, policy), &cluster.permitted(policy).1, &objects, NOW)
 }
 
 /// Type, status and reason of each condition.
@@ -148,4 +148,40 @@ fn a_condition_that_stays_keeps_its_time() {
     );
     assert_eq!(status["conditions"][0]["lastTransitionTime"], NOW);
     assert_eq!(status["conditions"][1]["lastTransitionTime"], since);
+}
+
+#[test]
+fn a_reference_that_is_not_granted_is_not_followed_until_it_is() {
+    let mut document = route("cart", "cart", &json!({}));
+    document["spec"]["rules"][0]["backendRefs"][0]["namespace"] = "stock".into();
+    let mut cluster = Cluster::default();
+    let set = Change::Set(Name::new("shop", "r"), document);
+    cluster.apply(Delta::Policies(Kind::HttpRoute, set));
+    drop(cluster.changes());
+    let reason = |cluster: &Cluster| {
+        let (key, policy) = cluster.policies().next().expect("one");
+        let denied = cluster.permitted(policy).1;
+        let status = status((key, policy), &denied, &Objects::default(), NOW);
+        let status = status.expect("something to write");
+        told(&status["parents"][0]["conditions"]).pop()
+    };
+    let denied = Some("ResolvedRefs=False RefNotPermitted".to_owned());
+    assert_eq!(reason(&cluster), denied);
+
+    let grant = json!({"metadata": {"name": "g"}, "spec": {
+        "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "shop"}],
+        "to": [{"group": "", "kind": "Service"}]}});
+    let name = Name::new("stock", "g");
+    cluster.apply(Delta::Grants(Change::Set(name.clone(), grant)));
+    let changed: Vec<_> = cluster
+        .changes()
+        .into_iter()
+        .map(|(key, _)| key.name)
+        .collect();
+    assert_eq!(changed, ["r"], "a grant changes what a route is");
+    let granted = Some("ResolvedRefs=False BackendNotFound".to_owned());
+    assert_eq!(reason(&cluster), granted);
+    cluster.apply(Delta::Grants(Change::Gone(name)));
+    assert_eq!(cluster.changes().len(), 1);
+    assert_eq!(reason(&cluster), denied);
 }

@@ -94,8 +94,8 @@ fn ku_11_a_bundle_that_is_another_is_replaced_and_the_right_one_left_alone() {
             })
         });
         let webhooks: Vec<_> = webhooks.collect();
-        serde_json::from_value(json!({"metadata": {"name": "n"}, "webhooks": webhooks}))
-            .expect("a configuration")
+        let whole = json!({"metadata": {"name": "n"}, "webhooks": webhooks});
+        serde_json::from_value::<MutatingWebhookConfiguration>(whole).expect("a configuration")
     };
     assert_eq!(
         trust(&configuration([Some("new"), Some("new")]), "new"),
@@ -109,4 +109,69 @@ fn ku_11_a_bundle_that_is_another_is_replaced_and_the_right_one_left_alone() {
     );
     let one = trust(&configuration([Some("new"), None]), "new").expect("a patch");
     assert_eq!(one["webhooks"][0]["name"], "w1");
+}
+
+/// What is answered about an object that replaces `old`.
+fn judged(kind: &str, object: &Value, old: Option<&Value>) -> Value {
+    let asked = json!({"request": {"uid": "7", "kind": {"kind": kind}, "operation": "UPDATE",
+        "object": object, "oldObject": old}});
+    judge(&asked).expect("an answer")["response"].clone()
+}
+
+fn limit(spec: &Value) -> Value {
+    json!({"apiVersion": "outrigger.dev/v1", "kind": "TrafficPolicy", "spec": spec,
+        "metadata": {"name": "x", "namespace": "shop"}})
+}
+
+#[test]
+fn a_policy_that_would_not_be_taken_is_refused_with_every_reason() {
+    let good = limit(&json!({"targetRefs": [{"name": "cart"}]}));
+    let bad = limit(&json!({"targetRefs": [], "circuitBreaker": {"slowCallRate": 20}}));
+    let allowed = json!({"uid": "7", "allowed": true});
+    assert_eq!(judged("TrafficPolicy", &good, None), allowed);
+    let refused = judged("TrafficPolicy", &bad, Some(&good));
+    assert_eq!(
+        (&refused["allowed"], &refused["status"]["code"]),
+        (&json!(false), &json!(422))
+    );
+    let message = refused["status"]["message"].as_str().expect("why");
+    assert!(message.starts_with("outrigger: spec."), "{message}");
+
+    // It was like that before, or is on its way out.
+    let mut renamed = bad.clone();
+    renamed["metadata"]["labels"] = json!({"a": "b"});
+    assert_eq!(judged("TrafficPolicy", &renamed, Some(&bad)), allowed);
+    renamed["metadata"]["deletionTimestamp"] = "2026-11-25T10:00:00Z".into();
+    assert_eq!(judged("TrafficPolicy", &renamed, Some(&good)), allowed);
+}
+
+#[test]
+fn the_author_of_a_route_is_warned() {
+    let route = |kind: &str| {
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "x", "namespace": "shop"},
+            "spec": {"parentRefs": [{"group": "", "kind": kind, "name": "cart"}],
+                "rules": [{"filters": [{"type": "ExtensionRef"}]}]}})
+    };
+    let told = judged("HTTPRoute", &route("Service"), None);
+    assert_eq!(told["allowed"], true);
+    let warning = told["warnings"][0].as_str().expect("a warning");
+    assert!(
+        warning.starts_with("outrigger: not taken: spec.rules[0]"),
+        "{warning}"
+    );
+    let others = judged("HTTPRoute", &route("Gateway"), None);
+    assert_eq!(
+        others,
+        json!({"uid": "7", "allowed": true}),
+        "not ours to judge"
+    );
+}
+
+#[test]
+fn only_routes_and_policies_are_judged() {
+    for kind in ["Service", "Pod"] {
+        let asked = json!({"request": {"uid": "7", "kind": {"kind": kind}, "object": {}}});
+        assert!(judge(&asked).is_err(), "{kind}");
+    }
 }
