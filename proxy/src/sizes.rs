@@ -1,12 +1,7 @@
 //! For tests that keep futures small: what an async function's future takes, without calling it.
 //! Memory per idle connection and per request in flight begins with these.
 
-/// Size of the future of a function of two arguments.
-pub(crate) fn of_2<A, B, F: Future>(_: impl FnOnce(A, B) -> F) -> usize {
-    size_of::<F>()
-}
-
-/// Of three.
+/// Size of the future of a function of three arguments.
 pub(crate) fn of_3<A, B, C, F: Future>(_: impl FnOnce(A, B, C) -> F) -> usize {
     size_of::<F>()
 }

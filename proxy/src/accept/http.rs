@@ -19,6 +19,7 @@ use h2::{
 };
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts,
+    uri::Authority,
 };
 use rand::RngExt;
 use tokio::{
@@ -122,7 +123,7 @@ impl Served {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve(worker: &Arc<Worker>, chosen: Chosen, manager: Arc<HttpManager>) {
+pub(super) async fn serve(worker: &Arc<Worker>, chosen: Box<Chosen>, manager: Arc<HttpManager>) {
     let Chosen {
         conn,
         facts,
@@ -131,7 +132,7 @@ pub(super) async fn serve(worker: &Arc<Worker>, chosen: Chosen, manager: Arc<Htt
         protocol,
         _in_use: in_use,
         ..
-    } = chosen;
+    } = *chosen;
     let known = match (manager.codec, alpn.as_deref(), &protocol) {
         (Codec::Http1, ..) => Some(false),
         (Codec::Http2, ..) | (_, Some(b"h2" | ALPN_MESH_HTTP2), _) => Some(true),
@@ -157,9 +158,9 @@ pub(super) async fn serve(worker: &Arc<Worker>, chosen: Chosen, manager: Arc<Htt
         world: 0,
     };
     if http2 {
-        Box::pin(serve_http2(worker, served, io)).await;
+        serve_http2(worker, served, io).await;
     } else {
-        Box::pin(serve_http1(worker, served, io)).await;
+        serve_http1(worker, served, io).await;
     }
     drop(in_use);
 }
@@ -203,8 +204,9 @@ async fn serve_http1(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
         let head = match timeout(limit, poll_fn(|cx| server.poll_request(cx))).await {
             Ok(Ok(Some(head))) => head,
             Ok(Ok(None)) => return,
-            Ok(Err(error)) => return refuse(worker, &served, server, &error).await,
-            Err(_) => return stalled(worker, &served, server).await,
+            // The last of a connection, boxed like its requests: idle ones are many.
+            Ok(Err(error)) => return Box::pin(refuse(worker, &served, server, &error)).await,
+            Err(_) => return Box::pin(stalled(worker, &served, server)).await,
         };
         requests = requests.saturating_add(1);
         // Again: the head may have taken its time.
@@ -219,9 +221,10 @@ async fn serve_http1(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
             names: head.names,
         };
         let mut down = Downstream::Http1(&mut server);
-        let tunnel = serve_request(worker, &served.conn, &in_force, incoming, &mut down).await;
+        let request = serve_request(worker, &served.conn, &in_force, incoming, &mut down);
+        let tunnel = Box::pin(request).await;
         if let Some(tunnel) = tunnel {
-            return run_tunnel(worker, server, tunnel).await;
+            return Box::pin(run_tunnel(worker, server, tunnel)).await;
         }
         if server.is_broken() {
             return;
@@ -390,6 +393,7 @@ async fn serve_http2(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
                 let conduct = Arc::clone(&conduct);
                 tokio::spawn(async move {
                     let began = Instant::now();
+                    #[expect(clippy::large_futures, reason = "the task is its box")]
                     let gone = serve_stream(&worker, &conn, &in_force, request, respond).await;
                     conduct.stream_ended(gone && began.elapsed() < PREMATURE);
                 });
@@ -422,12 +426,12 @@ async fn serve_stream(
         }
     };
     // One form inside the proxy: authority in `host`, target in origin form (H2-12).
-    let authority = parts.uri.authority().map(|a| a.as_str().to_owned());
-    if let Some(host) = authority.and_then(|a| HeaderValue::try_from(a).ok()) {
+    let authority = parts.uri.authority().map(Authority::as_str);
+    if let Some(host) = authority.and_then(|a| HeaderValue::from_str(a).ok()) {
         parts.headers.insert(header::HOST, host);
     }
     if let Some(target) = parts.uri.path_and_query() {
-        parts.uri = target.as_str().parse::<Uri>().unwrap_or_default();
+        parts.uri = Uri::from(target.clone());
     }
     let ended = body.is_end_stream() || asks != Asks::Exchange;
     let len = parts
@@ -446,7 +450,8 @@ async fn serve_stream(
         names: None,
     };
     let exchange = Http2Exchange::new(body, respond, asks);
-    let mut down = Downstream::Http2(Box::new(exchange));
+    let mut down = Downstream::Http2(exchange);
+    #[expect(clippy::large_futures, reason = "the stream's task is its box")]
     let tunnel = serve_request(worker, conn, in_force, incoming, &mut down).await;
     let gone = down.was_given_up();
     if let Some(tunnel) = tunnel
@@ -486,15 +491,16 @@ fn websocket_key(rng: &mut impl rand::Rng) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
-    use super::{serve_http1, serve_http2, serve_stream};
+    use super::{serve, serve_http1, serve_http2, serve_stream};
     use crate::sizes::{check, of_3, of_5};
 
     #[test]
     fn connections_and_streams_are_small() {
         check(&[
-            ("HTTP/1 connection", of_3(serve_http1), 4160),
+            ("HTTP connection", of_3(serve), 3200),
+            ("HTTP/1 connection", of_3(serve_http1), 2112),
             ("HTTP/2 connection", of_3(serve_http2), 2560),
-            ("HTTP/2 stream", of_5(serve_stream), 2880),
+            ("HTTP/2 stream", of_5(serve_stream), 6400),
         ]);
     }
 }

@@ -1,13 +1,12 @@
 //! Connections whose content is not looked at: choose an endpoint, connect, relay.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, pin::pin, sync::Arc};
 
 use bytes::BytesMut;
 use rand::RngExt;
 use tokio::{io::AsyncReadExt, time::Instant};
-use tokio_util::sync::CancellationToken;
 
-use super::{Chosen, rechoose};
+use super::{Chosen, Facts, rechoose};
 use crate::{
     balance::{Outcome, PickCx, Picked},
     config::{
@@ -17,7 +16,7 @@ use crate::{
     drain::Phase,
     fault::{Fault, Side},
     net::{BoxIo, Io, Prefixed},
-    policy::worker::Worker,
+    policy::{serve::Connection, worker::Worker},
     pool::{ConnectError, Dialed, Permit},
     tcp::{End, relay},
     telemetry::ConnectionRecord,
@@ -109,104 +108,106 @@ pub(super) async fn dial(
 }
 
 /// Relays a connection to its end.
-pub(super) async fn serve(worker: &Arc<Worker>, mut chosen: Chosen, proxy: &TcpProxy) {
-    let mut record = ConnectionRecord::new(
-        chosen.conn.listener.direction,
-        chosen.conn.source,
-        chosen.conn.destination,
-        chosen.conn.peer.clone(),
-        Instant::now(),
-    );
-    record.logged = proxy.access_log;
-    let dialled = match chosen.dialled.take() {
+pub(super) async fn serve(worker: &Arc<Worker>, chosen: Box<Chosen>, proxy: &TcpProxy) {
+    let Chosen {
+        conn,
+        facts,
+        io,
+        dialled,
+        _in_use: in_use,
+        ..
+    } = *chosen;
+    let began = Instant::now();
+    let dialled = match dialled {
         Some(upstream) => Ok(upstream),
-        None => dial(worker, proxy, chosen.conn.destination).await,
+        None => Box::pin(dial(worker, proxy, conn.destination)).await,
     };
+    let (direction, peer) = (conn.listener.direction, conn.peer.clone());
+    let mut record = ConnectionRecord::new(direction, conn.source, conn.destination, peer, began);
+    record.logged = proxy.access_log;
     match dialled {
         Ok(upstream) => {
-            let Upstream {
-                dialed,
-                picked,
-                cluster,
-                said,
-            } = upstream;
-            record.cluster = Some(cluster);
-            record.endpoint = Some(picked.endpoint.config.address);
-            record.upstream_peer.clone_from(&dialed.peer);
-            let up: BoxIo = if said.is_empty() {
-                dialed.io
-            } else {
-                Box::new(Prefixed::new(dialed.io, said.freeze()))
-            };
-            let stop = stopped(worker, &chosen);
-            let (end, moved) = relay(chosen.io, up, proxy.idle_timeout, stop).await;
-            let _permit = dialed.permit;
-            let outcome = if end == End::UpstreamError && moved.down == 0 {
-                Outcome::Reset
-            } else {
-                Outcome::Success
-            };
-            picked.record(outcome, dialed.timings.connect, Instant::now());
-            (record.bytes_in, record.bytes_out) = (moved.up, moved.down);
-            record.fault = match end {
-                End::DownstreamError => Some(Fault::DownstreamReset),
-                End::UpstreamError => Some(Fault::UpstreamReset),
-                End::Idle => Some(Fault::StreamIdle),
-                End::Complete | End::Cancelled => None,
-            };
+            // By reference: a future that is handed on by value is kept twice.
+            let stop = pin!(stopped(worker, &conn, &facts));
+            carry(io, upstream, proxy, stop, &mut record).await;
         }
         Err(error) => {
             record.fault = Some(error.fault);
             record.details = error.detail.to_string();
-            chosen.io.reset_on_drop();
+            io.reset_on_drop();
         }
     }
     record.ended = Instant::now();
     worker.shared.telemetry.connection(&record);
+    drop(in_use);
+}
+
+/// Relays between the client and an endpoint that was reached.
+async fn carry(
+    down: BoxIo,
+    upstream: Upstream,
+    proxy: &TcpProxy,
+    stop: impl Future<Output = ()>,
+    record: &mut ConnectionRecord,
+) {
+    let Upstream {
+        dialed,
+        picked,
+        cluster,
+        said,
+    } = upstream;
+    let Dialed {
+        io,
+        peer,
+        timings,
+        permit,
+    } = dialed;
+    record.cluster = Some(cluster);
+    record.endpoint = Some(picked.endpoint.config.address);
+    record.upstream_peer = peer;
+    let up: BoxIo = if said.is_empty() {
+        io
+    } else {
+        Box::new(Prefixed::new(io, said.freeze()))
+    };
+    let (end, moved) = relay(down, up, proxy.idle_timeout, stop).await;
+    let outcome = if end == End::UpstreamError && moved.down == 0 {
+        Outcome::Reset
+    } else {
+        Outcome::Success
+    };
+    picked.record(outcome, timings.connect, Instant::now());
+    (record.bytes_in, record.bytes_out) = (moved.up, moved.down);
+    record.fault = match end {
+        End::DownstreamError => Some(Fault::DownstreamReset),
+        End::UpstreamError => Some(Fault::UpstreamReset),
+        End::Idle => Some(Fault::StreamIdle),
+        End::Complete | End::Cancelled => None,
+    };
+    drop(permit);
 }
 
 /// Resolves when the connection must not go on: the proxy is closing, or policy no longer allows it
 /// (TL-11).
-fn stopped(worker: &Arc<Worker>, chosen: &Chosen) -> impl Future<Output = ()> + use<> {
-    let worker = Arc::clone(worker);
-    let listener = Arc::clone(&chosen.conn.listener);
-    let facts = super::Facts {
-        source: chosen.facts.source,
-        destination: chosen.facts.destination,
-        transport: chosen.facts.transport,
-        server_name: chosen.facts.server_name.clone(),
-        protocols: chosen.facts.protocols.clone(),
-    };
-    let peer = chosen.conn.peer.clone();
-    async move {
-        let closing = worker.shared.drain.reached(Phase::Closing);
-        let denied = async {
-            loop {
-                worker.shared.changed.notified().await;
-                let world = worker.shared.world.load_full();
-                let Some(chain) = rechoose(&world, &listener, &facts) else {
-                    // The listener went with its service; what is under way may end by itself.
-                    continue;
-                };
-                let conn = crate::policy::serve::Connection {
-                    listener: Arc::clone(&listener),
-                    source: facts.source,
-                    destination: facts.destination,
-                    peer: peer.clone(),
-                    server_name: facts.server_name.clone(),
-                    tls: peer.is_some(),
-                    cut: CancellationToken::new(),
-                };
-                let opaque = matches!(chain.kind, ChainKind::Tcp(_));
-                let allowed = |rbac| super::authorize(rbac, &conn).is_ok();
-                if opaque && !chain.rbac.iter().all(|rbac| allowed(rbac)) {
-                    return;
-                }
+async fn stopped(worker: &Arc<Worker>, conn: &Connection, facts: &Facts) {
+    let closing = worker.shared.drain.reached(Phase::Closing);
+    let denied = async {
+        loop {
+            worker.shared.changed.notified().await;
+            let world = worker.shared.world.load_full();
+            let Some(chain) = rechoose(&world, &conn.listener, facts) else {
+                // The listener went with its service; what is under way may end by itself.
+                continue;
+            };
+            let opaque = matches!(chain.kind, ChainKind::Tcp(_));
+            let allowed = |rbac| super::authorize(rbac, conn).is_ok();
+            if opaque && !chain.rbac.iter().all(|rbac| allowed(rbac)) {
+                return;
             }
-        };
-        tokio::select! {
-            () = closing => {}
-            () = denied => {}
         }
+    };
+    tokio::select! {
+        () = closing => {}
+        () = denied => {}
     }
 }

@@ -1,7 +1,10 @@
 //! Routes: which cluster a request goes to and what is done to it on the way (Envoy
 //! `RouteConfiguration`). Order is meaning: the first route that matches wins.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
@@ -279,6 +282,14 @@ impl RetryPolicy {
             backoff: Backoff::REQUEST,
             allow_non_idempotent: false,
         }
+    }
+
+    /// [`Self::standard`], made once.
+    #[must_use]
+    pub fn shared() -> Arc<Self> {
+        static STANDARD: LazyLock<Arc<RetryPolicy>> =
+            LazyLock::new(|| Arc::new(RetryPolicy::standard()));
+        Arc::clone(&STANDARD)
     }
 }
 

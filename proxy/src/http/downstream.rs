@@ -17,7 +17,7 @@ use crate::{fault::Fault, net::BoxIo};
 #[derive(Debug)]
 pub enum Downstream<'a> {
     Http1(&'a mut ServerConn<BoxIo>),
-    Http2(Box<Http2Exchange>),
+    Http2(Http2Exchange),
 }
 
 /// A stream that a client opened. When it is let go after its response and the client still sends,
@@ -167,7 +167,7 @@ impl Downstream<'_> {
             Self::Http2(stream) => {
                 let Http2Exchange {
                     receiver, sender, ..
-                } = *stream;
+                } = stream;
                 Some(Box::new(StreamIo::new(receiver, sender?)))
             }
         }

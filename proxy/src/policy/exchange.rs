@@ -62,7 +62,8 @@ impl<'a, 'd> Exchange<'a, 'd> {
     ) -> Result<FinalHead, Failure> {
         self.replay.rewind();
         let mut whole = false;
-        let mut timer = pin!(Alarm::default());
+        let sleep = pin!(None);
+        let mut timer = Alarm::new(sleep);
         timer.set_limit(deadlines.head_by());
         poll_fn(|cx| {
             if let Poll::Ready(done) = self.poll_until_head(cx, up) {
@@ -74,10 +75,8 @@ impl<'a, 'd> Exchange<'a, 'd> {
                 deadlines.request_ended(now);
                 timer.set_limit(deadlines.try_by(now));
             }
-            timer
-                .as_mut()
-                .poll(cx)
-                .map(|fault| Err(Failure::while_answering(fault)))
+            let late = timer.poll(cx);
+            late.map(|fault| Err(Failure::while_answering(fault)))
         })
         .await
     }
@@ -171,7 +170,8 @@ impl<'a, 'd> Exchange<'a, 'd> {
         limit: Option<Limit>,
     ) -> Result<(), Failure> {
         self.replay.stop();
-        let mut timer = pin!(Alarm::default());
+        let sleep = pin!(None);
+        let mut timer = Alarm::new(sleep);
         timer.set_limit(limit);
         let mut idle_timer = pin!(idle.map(|idle| sleep_until(Instant::now() + idle)));
         let mut last = Instant::now();
@@ -181,7 +181,7 @@ impl<'a, 'd> Exchange<'a, 'd> {
                 return Poll::Ready(done);
             }
             let cut = Failure::while_answering;
-            if let Poll::Ready(fault) = timer.as_mut().poll(cx) {
+            if let Poll::Ready(fault) = timer.poll(cx) {
                 return Poll::Ready(Err(cut(fault)));
             }
             if let (Some(idle), Some(timer)) = (idle, idle_timer.as_mut().as_pin_mut()) {
@@ -282,32 +282,34 @@ impl<'a, 'd> Exchange<'a, 'd> {
 }
 
 /// A timer that is armed only when there is something to wait for.
-#[derive(Default)]
-struct Alarm {
+struct Alarm<'s> {
     limit: Option<Limit>,
-    sleep: Option<Pin<Box<Sleep>>>,
+    sleep: Pin<&'s mut Option<Sleep>>,
 }
 
-impl Alarm {
+impl<'s> Alarm<'s> {
+    const fn new(sleep: Pin<&'s mut Option<Sleep>>) -> Self {
+        Self { limit: None, sleep }
+    }
+
     fn set_limit(&mut self, limit: Option<Limit>) {
         if self.limit != limit {
             self.limit = limit;
-            self.sleep = None;
+            self.sleep.set(None);
         }
     }
-}
 
-impl Future for Alarm {
-    type Output = Fault;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Fault> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
         let Some(limit) = self.limit else {
             return Poll::Pending;
         };
-        let sleep = self
-            .sleep
-            .get_or_insert_with(|| Box::pin(sleep_until(limit.at)));
-        sleep.as_mut().poll(cx).map(|()| limit.fault)
+        if self.sleep.is_none() {
+            self.sleep.set(Some(sleep_until(limit.at)));
+        }
+        match self.sleep.as_mut().as_pin_mut() {
+            Some(sleep) => sleep.poll(cx).map(|()| limit.fault),
+            None => Poll::Pending,
+        }
     }
 }
 

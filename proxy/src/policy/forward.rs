@@ -3,7 +3,8 @@
 
 use std::{future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header};
+use http::{HeaderName, HeaderValue, Method, Response, Uri, Version, header};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::{
@@ -37,7 +38,15 @@ pub(super) struct Tries<'r> {
     high: bool,
     hash: Option<u64>,
     pub(super) cookies: Vec<HeaderValue>,
-    tried: Vec<SocketAddr>,
+    tried: SmallVec<[SocketAddr; 3]>,
+    host: Host,
+}
+
+/// Whose name the request is for.
+enum Host {
+    AsItIs,
+    /// Each endpoint's own, where it has one; this is the client's.
+    OfEndpoint(Option<HeaderValue>),
 }
 
 /// One try that brought a response head.
@@ -76,6 +85,7 @@ impl Job<'_> {
             };
             match (wait, tried) {
                 (None, Ok(answered)) => {
+                    self.set_host(&tries.host, None);
                     self.mirror(hit, exchange);
                     return self.respond(tries, answered, permit, exchange).await;
                 }
@@ -108,14 +118,12 @@ impl Job<'_> {
         let cluster = cluster.ok_or_else(|| missing(name.as_str()))?;
         let cluster = cluster.resolve(Instant::now());
         self.record.cluster = Some(name.clone());
-        let policy = hit
-            .retry()
-            .map_or_else(|| Arc::new(RetryPolicy::standard()), Arc::clone);
+        let policy = hit.retry().map_or_else(RetryPolicy::shared, Arc::clone);
         let asked = self
             .caller
             .grpc
             .as_ref()
-            .and_then(|_| deadline::grpc_timeout(&self.parts.headers));
+            .and_then(|_| deadline::grpc_timeout(self.head.headers()));
         let deadlines = Deadlines::new(forward, &policy, self.manager, asked, self.record.started);
         let hash = if forward.hash.is_empty() {
             None
@@ -128,7 +136,7 @@ impl Job<'_> {
             Some(self.worker.with_rng(|rng| hit.hash(&input, rng)))
         };
         let high = forward.high_priority;
-        self.rewrite(hit);
+        let host = self.rewrite(hit);
         let (hash, cookies) = hash.map_or((None, Vec::new()), |h| (h.value, h.set_cookies));
         Ok(Tries {
             hit,
@@ -138,29 +146,27 @@ impl Job<'_> {
             high,
             hash,
             cookies,
-            tried: Vec::new(),
+            tried: SmallVec::new(),
+            host,
         })
     }
 
     /// What the route changes in the head, for all tries alike.
-    fn rewrite(&mut self, hit: &RouteHit) {
+    fn rewrite(&mut self, hit: &RouteHit) -> Host {
         if let Some(target) = self
-            .parts
-            .uri
+            .head
+            .uri()
             .path_and_query()
             .and_then(|target| hit.rewritten_path(target.as_str()))
         {
-            self.parts.uri = target
-                .as_str()
-                .parse()
-                .unwrap_or_else(|_| self.parts.uri.clone());
+            *self.head.uri_mut() = Uri::from(target);
         }
-        let host = hit.host_header(&self.parts.headers);
+        let host = hit.host_header(self.head.headers());
         if hit.changes_request() {
-            let mut headers = self.parts.headers.clone();
+            let mut headers = self.head.headers().clone();
             let vars = Vars {
                 remote: self.conn.source,
-                protocol: match self.parts.version {
+                protocol: match self.head.version() {
                     Version::HTTP_2 => "HTTP/2",
                     Version::HTTP_10 => "HTTP/1.0",
                     _ => "HTTP/1.1",
@@ -168,10 +174,17 @@ impl Job<'_> {
                 request: self.view(),
             };
             hit.apply_to_request(&mut headers, &vars);
-            self.parts.headers = headers;
+            *self.head.headers_mut() = headers;
         }
-        if let HostHeader::Set(host) = host {
-            self.parts.headers.insert(header::HOST, host);
+        match host {
+            HostHeader::Set(host) => {
+                self.head.headers_mut().insert(header::HOST, host);
+                Host::AsItIs
+            }
+            HostHeader::OfEndpoint => {
+                Host::OfEndpoint(self.head.headers().get(header::HOST).cloned())
+            }
+            HostHeader::Keep => Host::AsItIs,
         }
     }
 
@@ -277,10 +290,7 @@ impl Job<'_> {
             Ok(Box::new(permit) as Permit)
         };
         let wire = self.wire(config.protocol);
-        let mut head = self.head_for(tries, picked);
-        if let Some(trace) = &self.record.trace {
-            trace.inject(head.headers_mut(), &attempt.span_id);
-        }
+        self.set_head(tries, picked, attempt, wire);
         let limit = tries.deadlines.head_by();
         let connected = self.lease(wire, &target, &admit, cluster, high);
         let lease = tokio::select! {
@@ -300,21 +310,15 @@ impl Job<'_> {
                 attempt.tls = lease.timings.tls;
                 attempt.reused = lease.reused;
                 self.record.upstream_peer = lease.peer().cloned();
-                for_http1(head.headers_mut());
-                if let Some(token) = &self.upgrade {
-                    let upgrade = HeaderValue::from_static("upgrade");
-                    head.headers_mut().insert(header::CONNECTION, upgrade);
-                    head.headers_mut().insert(header::UPGRADE, token.clone());
-                }
                 let names = self.names.as_ref();
-                Ok(Upstream::http1(*lease, &head, self.len, names))
+                Ok(Upstream::http1(lease, &self.head, self.len, names))
             }
             Lease::Two(lease) => {
                 attempt.connect = lease.timings.connect;
                 attempt.tls = lease.timings.tls;
                 attempt.reused = lease.reused;
                 self.record.upstream_peer = lease.peer().cloned();
-                Upstream::http2(lease, &head, self.len, target.tls.is_some())
+                Upstream::http2(lease, &self.head, self.len, target.tls.is_some())
             }
         }
     }
@@ -342,7 +346,7 @@ impl Job<'_> {
         let mut place = None;
         loop {
             match pool.http1(target, admit, false).await {
-                Ok(lease) => return Ok(Lease::One(Box::new(lease))),
+                Ok(lease) => return Ok(Lease::One(lease)),
                 Err(error)
                     if error.fault == Fault::OverflowConnections && Instant::now() < give_up =>
                 {
@@ -360,36 +364,52 @@ impl Job<'_> {
     /// Which version this leg speaks. Switching protocols needs HTTP/1.1 (HT-11), and so do tunnels
     /// that came in it.
     fn wire(&self, protocol: UpstreamProtocol) -> Wire {
-        let old = self.parts.version < Version::HTTP_2;
+        let old = self.head.version() < Version::HTTP_2;
         match protocol {
             _ if self.upgrade.is_some() => Wire::Http1,
-            _ if self.parts.method == Method::CONNECT && old => Wire::Http1,
+            _ if *self.head.method() == Method::CONNECT && old => Wire::Http1,
             UpstreamProtocol::Http1 => Wire::Http1,
             UpstreamProtocol::Http2 => Wire::Http2,
-            UpstreamProtocol::Downstream if self.parts.version == Version::HTTP_2 => Wire::Http2,
+            UpstreamProtocol::Downstream if self.head.version() == Version::HTTP_2 => Wire::Http2,
             UpstreamProtocol::Downstream => Wire::Http1,
         }
     }
 
-    fn head_for(&self, tries: &Tries<'_>, picked: &Picked) -> Request<()> {
-        let mut request = Request::new(());
-        *request.method_mut() = self.parts.method.clone();
-        *request.uri_mut() = self.parts.uri.clone();
-        *request.headers_mut() = self.parts.headers.clone();
-        let headers = request.headers_mut();
-        if let HostHeader::OfEndpoint = tries.hit.host_header(&self.parts.headers)
-            && let Some(name) = &picked.endpoint.config.hostname
-            && let Ok(host) = HeaderValue::from_str(name)
-        {
-            headers.insert(header::HOST, host);
-        }
+    /// What differs from try to try, written over what the one before had. The head is not copied:
+    /// HTTP/1.1 writes it from here.
+    fn set_head(&mut self, tries: &Tries<'_>, picked: &Picked, attempt: &Attempt, wire: Wire) {
+        self.set_host(&tries.host, picked.endpoint.config.hostname.as_deref());
+        let headers = self.head.headers_mut();
         if let Some(left) = tries.deadlines.grpc_timeout(Instant::now()) {
             headers.insert(grpc::GRPC_TIMEOUT, left);
         }
         if tries.hit.host.attempt_count_header {
             headers.insert(ATTEMPT_COUNT, HeaderValue::from(tries.tried.len()));
         }
-        request
+        if let Some(trace) = &self.record.trace {
+            trace.inject(headers, &attempt.span_id);
+        }
+        if wire == Wire::Http1 {
+            for_http1(headers);
+            if let Some(token) = &self.upgrade {
+                let upgrade = HeaderValue::from_static("upgrade");
+                headers.insert(header::CONNECTION, upgrade);
+                headers.insert(header::UPGRADE, token.clone());
+            }
+        }
+    }
+
+    /// The endpoint's name where the route asks for it, otherwise what the client said.
+    fn set_host(&mut self, host: &Host, endpoint: Option<&str>) {
+        let Host::OfEndpoint(own) = host else {
+            return;
+        };
+        let named = endpoint.and_then(|name| HeaderValue::from_str(name).ok());
+        let headers = self.head.headers_mut();
+        match named.or_else(|| own.clone()) {
+            Some(host) => drop(headers.insert(header::HOST, host)),
+            None => drop(headers.remove(header::HOST)),
+        }
     }
 
     fn judge(
@@ -423,7 +443,7 @@ impl Job<'_> {
         sent: bool,
     ) -> Tried<'_> {
         Tried {
-            method: &self.parts.method,
+            method: self.head.method(),
             grpc: self.record.grpc,
             retries: u32::try_from(retries).unwrap_or(u32::MAX),
             sent,
@@ -463,7 +483,7 @@ fn told(head: &Response<()>) -> Option<Failure> {
 }
 
 enum Lease {
-    One(Box<crate::pool::Http1Lease>),
+    One(crate::pool::Http1Lease),
     Two(crate::pool::Http2Lease),
 }
 

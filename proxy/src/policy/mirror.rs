@@ -17,7 +17,7 @@ use crate::{
     balance::{ClusterHandle, Outcome, PickCx},
     config::{cluster::UpstreamProtocol, route::Mirror},
     fault::Fault,
-    http::{BodyLen, Frame},
+    http::{BodyLen, Frame, h1::strip_hop_by_hop},
     pool::Permit,
     route::RouteHit,
 };
@@ -45,13 +45,15 @@ impl Job<'_> {
                 continue;
             };
             let mut head = Request::new(());
-            *head.method_mut() = self.parts.method.clone();
-            *head.uri_mut() = self.parts.uri.clone();
-            *head.headers_mut() = self.parts.headers.clone();
+            *head.method_mut() = self.head.method().clone();
+            *head.uri_mut() = self.head.uri().clone();
+            *head.headers_mut() = self.head.headers().clone();
+            // No copy switches protocols.
+            strip_hop_by_hop(head.headers_mut());
             if let Some(trace) = &self.record.trace {
                 trace.inject(head.headers_mut(), &trace.span_id);
             }
-            if let Some(host) = mirror.host(authority(&self.parts)) {
+            if let Some(host) = mirror.host(authority(&self.head)) {
                 head.headers_mut().insert(header::HOST, host);
             }
             let length: usize = body.iter().map(length_of).sum();

@@ -71,7 +71,7 @@ impl Job<'_> {
         self.record.status = Some(status);
         self.record.first_byte = Some(self.record.started.elapsed());
         let tunnel = status == StatusCode::SWITCHING_PROTOCOLS
-            || (self.parts.method == Method::CONNECT && status.is_success());
+            || (*self.head.method() == Method::CONNECT && status.is_success());
         if self.ends_connection(status, tunnel, exchange) {
             exchange.down.close_after();
         }

@@ -7,7 +7,10 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header,
+    uri::{self, Authority, PathAndQuery, Scheme},
+};
 
 use crate::{
     fault::Fault,
@@ -87,7 +90,7 @@ pub(crate) struct FinalHead {
 /// One request on its way to an endpoint.
 #[derive(Debug)]
 pub(crate) enum Upstream {
-    Http1(Box<Http1Try>),
+    Http1(Http1Try),
     Http2(Box<Http2Try>),
 }
 
@@ -119,11 +122,11 @@ impl Upstream {
         len: BodyLen,
         names: Option<&OriginalNames>,
     ) -> Self {
-        lease.conn.send_request(head, len, names);
-        Self::Http1(Box::new(Http1Try {
+        lease.conn().send_request(head, len, names);
+        Self::Http1(Http1Try {
             lease,
             write_error: None,
-        }))
+        })
     }
 
     /// Sends the head on a stream.
@@ -158,7 +161,7 @@ impl Upstream {
         match self {
             Self::Http1(one) => {
                 if one.write_error.is_none()
-                    && let Err(error) = ready!(one.lease.conn.poll_ready(cx))
+                    && let Err(error) = ready!(one.lease.conn().poll_ready(cx))
                 {
                     one.write_error = Some(error.to_string());
                 }
@@ -177,12 +180,12 @@ impl Upstream {
                 }
                 match frame {
                     Frame::Data(data) => {
-                        one.lease.conn.send_data(data);
+                        one.lease.conn().send_data(data);
                         if end {
-                            one.lease.conn.finish();
+                            one.lease.conn().finish();
                         }
                     }
-                    Frame::Trailers(trailers) => one.lease.conn.send_trailers(&trailers),
+                    Frame::Trailers(trailers) => one.lease.conn().send_trailers(&trailers),
                 }
             }
             Self::Http2(two) => {
@@ -205,7 +208,7 @@ impl Upstream {
     /// Ends the request body.
     pub(crate) fn finish(&mut self) {
         match self {
-            Self::Http1(one) if one.write_error.is_none() => one.lease.conn.finish(),
+            Self::Http1(one) if one.write_error.is_none() => one.lease.conn().finish(),
             Self::Http1(_) => {}
             Self::Http2(two) => {
                 if two.write_error.is_none()
@@ -223,7 +226,7 @@ impl Upstream {
         match self {
             Self::Http1(one) => {
                 if one.write_error.is_none()
-                    && let Err(error) = ready!(one.lease.conn.poll_flush(cx))
+                    && let Err(error) = ready!(one.lease.conn().poll_flush(cx))
                 {
                     one.write_error = Some(error.to_string());
                 }
@@ -248,7 +251,7 @@ impl Upstream {
     ) -> Poll<Result<Option<Frame>, Failure>> {
         match self {
             Self::Http1(one) => {
-                let polled = ready!(one.lease.conn.poll_recv(cx));
+                let polled = ready!(one.lease.conn().poll_recv(cx));
                 Poll::Ready(polled.map_err(|error| Failure::of_codec(&error)))
             }
             Self::Http2(two) => two.poll_frame(cx),
@@ -283,7 +286,7 @@ impl Upstream {
     /// Whether the response body has ended with what was last received.
     pub(crate) fn response_ended(&self) -> bool {
         match self {
-            Self::Http1(one) => one.lease.conn.response_body_done(),
+            Self::Http1(one) => one.lease.response_body_done(),
             Self::Http2(two) => two.receiver.as_ref().is_some_and(Receiver::ended),
         }
     }
@@ -318,7 +321,7 @@ impl Upstream {
 
 impl Http1Try {
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Failure>> {
-        let conn = &mut self.lease.conn;
+        let conn = self.lease.conn();
         match ready!(conn.poll_response(cx)) {
             Ok(ResponseHead::Interim(head)) => Poll::Ready(Ok(Head::Interim(head))),
             Ok(ResponseHead::Final { head, len, names }) => {
@@ -419,7 +422,7 @@ pub(crate) fn h2_body_len(headers: &HeaderMap, ended: bool) -> BodyLen {
 /// split (RFC 9113 §8.2.2, §8.3.1).
 fn http2_head(head: &Request<()>, tls: bool) -> Result<Request<()>, http::Error> {
     let mut headers = head.headers().clone();
-    let authority = headers.remove(header::HOST);
+    let host = headers.remove(header::HOST);
     for name in [
         header::CONNECTION,
         header::TRANSFER_ENCODING,
@@ -430,22 +433,22 @@ fn http2_head(head: &Request<()>, tls: bool) -> Result<Request<()>, http::Error>
     if headers.get(header::TE).is_some_and(|te| te != "trailers") {
         headers.remove(header::TE);
     }
-    let authority = authority
-        .as_ref()
-        .map(HeaderValue::as_bytes)
-        .unwrap_or_default();
-    let mut uri = Uri::builder().authority(authority);
-    if head.method() != Method::CONNECT {
+    let host = host.as_ref().map(HeaderValue::as_bytes).unwrap_or_default();
+    let mut uri = uri::Parts::default();
+    uri.authority = Some(match head.uri().authority() {
+        Some(same) if same.as_str().as_bytes() == host => same.clone(),
+        _ => Authority::try_from(host)?,
+    });
+    if *head.method() != Method::CONNECT {
         // The scheme is what this leg really uses (H2-12).
-        uri = uri
-            .scheme(if tls { "https" } else { "http" })
-            .path_and_query(head.uri().path_and_query().map_or("/", |p| p.as_str()));
+        uri.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
+        let target = head.uri().path_and_query().cloned();
+        uri.path_and_query = Some(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
     }
-    let mut request = Request::builder()
-        .method(head.method().clone())
-        .uri(uri.build()?)
-        .version(Version::HTTP_2)
-        .body(())?;
+    let mut request = Request::new(());
+    *request.method_mut() = head.method().clone();
+    *request.uri_mut() = Uri::from_parts(uri)?;
+    *request.version_mut() = Version::HTTP_2;
     *request.headers_mut() = headers;
     Ok(request)
 }

@@ -20,8 +20,9 @@ const MAX_IDLE: usize = 256;
 /// How long before an endpoint's announced close its connection is no longer used.
 const CLOSE_MARGIN: Duration = Duration::from_secs(1);
 
-/// What belongs to a connection besides its codec.
-struct Facts {
+/// A connection with what belongs to it. Boxed once, then handed from the pool to requests and back.
+struct Kept {
+    conn: ClientConn<BoxIo>,
     key: Key,
     cluster: ClusterName,
     peer: Option<SpiffeId>,
@@ -34,14 +35,13 @@ struct Facts {
 
 /// A connection that waits for its next request.
 pub(super) struct Idle {
-    conn: ClientConn<BoxIo>,
-    facts: Facts,
+    kept: Box<Kept>,
     since: Instant,
 }
 
 impl Idle {
     pub(super) fn is_of(&self, cluster: &ClusterName) -> bool {
-        self.facts.cluster == *cluster
+        self.kept.cluster == *cluster
     }
 
     pub(super) const fn since(&self) -> Instant {
@@ -52,10 +52,10 @@ impl Idle {
     /// (RT-02: a FIN that is already here is seen before the request is sent).
     pub(super) fn keep(&mut self, now: Instant) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        let limit = self.facts.idle_timeout;
-        self.facts.bond.holds()
+        let limit = self.kept.idle_timeout;
+        self.kept.bond.holds()
             && limit.is_none_or(|limit| now.duration_since(self.since) < limit)
-            && self.conn.poll_idle_closed(&mut cx).is_pending()
+            && self.kept.conn.poll_idle_closed(&mut cx).is_pending()
     }
 }
 
@@ -71,11 +71,10 @@ fn idle_limit(configured: Option<Duration>, told: Option<Duration>) -> Option<Du
 
 /// A connection lent to one request.
 pub struct Http1Lease {
-    pub conn: ClientConn<BoxIo>,
+    kept: Box<Kept>,
     /// It has served requests before, so that the peer may be closing it at this moment.
     pub reused: bool,
     pub timings: Timings,
-    facts: Facts,
     pool: Arc<Pool>,
 }
 
@@ -88,34 +87,36 @@ impl std::fmt::Debug for Http1Lease {
 }
 
 impl Http1Lease {
+    /// The connection.
+    pub const fn conn(&mut self) -> &mut ClientConn<BoxIo> {
+        &mut self.kept.conn
+    }
+
+    /// Whether the response that came on it has been received whole.
+    #[must_use]
+    pub const fn response_body_done(&self) -> bool {
+        self.kept.conn.response_body_done()
+    }
+
     /// Who the other side is.
     #[must_use]
     pub const fn peer(&self) -> Option<&SpiffeId> {
-        self.facts.peer.as_ref()
+        self.kept.peer.as_ref()
     }
 
     /// Ends the loan: the connection is kept if it can serve another request, closed otherwise.
     pub fn give_back(self, now: Instant) {
-        let Self {
-            mut conn,
-            mut facts,
-            pool,
-            ..
-        } = self;
-        facts.served += 1;
-        facts.idle_timeout = idle_limit(facts.idle_timeout, conn.keep_alive_timeout());
-        let worn = facts.max_requests.is_some_and(|max| facts.served >= max);
-        if worn || !facts.bond.holds() || !conn.is_reusable() {
+        let Self { mut kept, pool, .. } = self;
+        kept.served += 1;
+        kept.idle_timeout = idle_limit(kept.idle_timeout, kept.conn.keep_alive_timeout());
+        let worn = kept.max_requests.is_some_and(|max| kept.served >= max);
+        if worn || !kept.bond.holds() || !kept.conn.is_reusable() {
             return;
         }
-        conn.rest();
-        pool.with_entry(facts.key, |entry| {
+        kept.conn.rest();
+        pool.with_entry(kept.key, |entry| {
             if entry.http1.len() < MAX_IDLE {
-                entry.http1.push(Idle {
-                    conn,
-                    facts,
-                    since: now,
-                });
+                entry.http1.push(Idle { kept, since: now });
             }
         });
     }
@@ -124,8 +125,9 @@ impl Http1Lease {
     /// must live as long.
     #[must_use]
     pub fn into_raw(self) -> (BoxIo, bytes::Bytes, Permit) {
-        let (io, rest) = self.conn.into_parts();
-        (io, rest, self.facts.permit)
+        let Kept { conn, permit, .. } = *self.kept;
+        let (io, rest) = conn.into_parts();
+        (io, rest, permit)
     }
 }
 
@@ -154,10 +156,9 @@ impl Pool {
         };
         if !fresh && let Some(idle) = kept() {
             return Ok(Http1Lease {
-                conn: idle.conn,
+                kept: idle.kept,
                 reused: true,
                 timings: Timings::default(),
-                facts: idle.facts,
                 pool: Arc::clone(self),
             });
         }
@@ -170,10 +171,10 @@ impl Pool {
             permit,
         } = self.dial(target, Wire::Http1, permit).await?;
         Ok(Http1Lease {
-            conn: ClientConn::new(io, Limits::default()),
             reused: false,
             timings,
-            facts: Facts {
+            kept: Box::new(Kept {
+                conn: ClientConn::new(io, Limits::default()),
                 key,
                 cluster: target.cluster.clone(),
                 peer,
@@ -182,7 +183,7 @@ impl Pool {
                 idle_timeout: target.idle_timeout,
                 max_requests: target.max_requests,
                 bond,
-            },
+            }),
             pool: Arc::clone(self),
         })
     }

@@ -10,6 +10,7 @@ mod process;
 pub mod record;
 mod series;
 pub mod spans;
+pub mod text;
 pub mod trace;
 
 use std::{
@@ -26,6 +27,7 @@ pub use logging::Logging;
 pub use record::{Attempt, ConnectionRecord, Record};
 pub use series::{MAX_PEERS, MAX_SERIES, OTHER};
 pub use spans::Spans;
+pub use text::Text;
 pub use trace::TraceContext;
 
 use crate::config::{

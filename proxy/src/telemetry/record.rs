@@ -3,9 +3,13 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode, Version};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::trace::{SpanId, TraceContext};
+use super::{
+    text::Text,
+    trace::{SpanId, TraceContext},
+};
 use crate::{
     config::{
         ClusterName, SpiffeId,
@@ -77,8 +81,8 @@ pub struct Record {
     pub peer: Option<SpiffeId>,
     pub method: Method,
     pub version: Version,
-    pub authority: String,
-    pub path: String,
+    pub authority: Text,
+    pub path: Text,
     pub grpc: bool,
     pub route: Option<Arc<str>>,
     pub cluster: Option<ClusterName>,
@@ -90,7 +94,8 @@ pub struct Record {
     pub bytes_out: u64,
     /// To the first byte of the response, since `started`.
     pub first_byte: Option<Duration>,
-    pub attempts: Vec<Attempt>,
+    /// Most requests need one.
+    pub attempts: SmallVec<[Attempt; 1]>,
     /// Identity of the endpoint that answered.
     pub upstream_peer: Option<SpiffeId>,
     pub trace: Option<TraceContext>,
@@ -118,8 +123,8 @@ impl Record {
             peer: None,
             method: Method::GET,
             version: Version::HTTP_11,
-            authority: String::new(),
-            path: String::new(),
+            authority: Text::default(),
+            path: Text::default(),
             grpc: false,
             route: None,
             cluster: None,
@@ -130,7 +135,7 @@ impl Record {
             bytes_in: 0,
             bytes_out: 0,
             first_byte: None,
-            attempts: Vec::new(),
+            attempts: SmallVec::new(),
             upstream_peer: None,
             trace: None,
             collector: None,

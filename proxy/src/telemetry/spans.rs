@@ -113,9 +113,13 @@ impl Spans {
             return;
         };
         let mut record = record.clone();
-        for text in [&mut record.path, &mut record.authority, &mut record.details] {
-            cut(text);
+        // Copies, so that what waits to be sent does not keep whole heads.
+        for text in [&mut record.path, &mut record.authority] {
+            let mut own = text.to_string();
+            cut(&mut own);
+            *text = own.into();
         }
+        cut(&mut record.details);
         for attempt in &mut record.attempts {
             cut(&mut attempt.detail);
         }

@@ -78,8 +78,8 @@ fn ob_04_nothing_that_a_request_carries_becomes_a_label() {
     let now = Instant::now();
     for n in 0..100_000_u32 {
         let mut record = record(now);
-        record.authority = format!("host-{n}");
-        record.path = format!("/{n}");
+        record.authority = format!("host-{n}").into();
+        record.path = format!("/{n}").into();
         record.details = format!("text {n}");
         record.status = u16::try_from(100 + n % 900)
             .ok()

@@ -22,8 +22,8 @@ pub(super) struct Framing {
 
 impl Framing {
     /// Whether a field of the head is not copied.
-    fn skips(&self, name: &str) -> bool {
-        let is = |other: &HeaderName| name.eq_ignore_ascii_case(other.as_str());
+    fn skips(&self, name: &[u8]) -> bool {
+        let is = |other: &HeaderName| name.eq_ignore_ascii_case(other.as_str().as_bytes());
         (is(&header::CONTENT_LENGTH) && !self.keep_length)
             || is(&header::TRANSFER_ENCODING)
             || (is(&header::CONNECTION) && !self.keep_connection)
@@ -81,17 +81,52 @@ fn fields(
     framing: Framing,
 ) {
     let mut length = framing.length;
+    let mut found = 0;
+    // A map is mostly in the order in which it was filled, so that few names are looked up.
+    let mut in_order = headers.iter().peekable();
     for (name, nth) in names.into_iter().flat_map(OriginalNames::iter) {
-        if name.eq_ignore_ascii_case(header::CONTENT_LENGTH.as_str())
+        let is_next = |(key, _): &(&HeaderName, &HeaderValue)| {
+            nth == 0 && name.eq_ignore_ascii_case(key.as_str().as_bytes())
+        };
+        let value = match in_order.next_if(is_next) {
+            Some((_, value)) => Some(value),
+            None => look_up(headers, name, nth),
+        };
+        found += usize::from(value.is_some());
+        if name.eq_ignore_ascii_case(header::CONTENT_LENGTH.as_str().as_bytes())
             && let Some(length) = length.take()
         {
             number(out, name, length);
-        } else if !framing.skips(name)
-            && let Some(value) = headers.get_all(name).iter().nth(nth)
+        } else if let Some(value) = value
+            && !framing.skips(name)
         {
             line(out, name, value.as_bytes());
         }
     }
+    if found < headers.len() {
+        added(out, headers, names, framing);
+    }
+    if let Some(length) = length {
+        number(out, header::CONTENT_LENGTH.as_str().as_bytes(), length);
+    }
+    if framing.chunked {
+        let name = header::TRANSFER_ENCODING.as_str().as_bytes();
+        line(out, name, b"chunked");
+    }
+    if let Some(connection) = framing.connection {
+        let name = header::CONNECTION.as_str().as_bytes();
+        line(out, name, connection.as_bytes());
+    }
+    out.put_slice(b"\r\n");
+}
+
+fn look_up<'h>(headers: &'h HeaderMap, name: &[u8], nth: usize) -> Option<&'h HeaderValue> {
+    let name = std::str::from_utf8(name).ok()?;
+    headers.get_all(name).iter().nth(nth)
+}
+
+/// The fields that did not come.
+fn added(out: &mut BytesMut, headers: &HeaderMap, names: Option<&OriginalNames>, framing: Framing) {
     // Lines of one name follow each other in a map.
     let mut run: Option<&HeaderName> = None;
     let (mut seen, mut written) = (0, 0);
@@ -102,31 +137,22 @@ fn fields(
             written = names.map_or(0, |names| names.count_of(key));
         }
         seen += 1;
-        if seen > written && !framing.skips(key.as_str()) {
-            line(out, key.as_str(), value.as_bytes());
+        let name = key.as_str().as_bytes();
+        if seen > written && !framing.skips(name) {
+            line(out, name, value.as_bytes());
         }
     }
-    if let Some(length) = length {
-        number(out, header::CONTENT_LENGTH.as_str(), length);
-    }
-    if framing.chunked {
-        line(out, header::TRANSFER_ENCODING.as_str(), b"chunked");
-    }
-    if let Some(connection) = framing.connection {
-        line(out, header::CONNECTION.as_str(), connection.as_bytes());
-    }
-    out.put_slice(b"\r\n");
 }
 
-fn line(out: &mut BytesMut, name: &str, value: &[u8]) {
+fn line(out: &mut BytesMut, name: &[u8], value: &[u8]) {
     out.reserve(name.len() + value.len() + 4);
-    out.put_slice(name.as_bytes());
+    out.put_slice(name);
     out.put_slice(b": ");
     out.put_slice(value);
     out.put_slice(b"\r\n");
 }
 
-fn number(out: &mut BytesMut, name: &str, number: u64) {
+fn number(out: &mut BytesMut, name: &[u8], number: u64) {
     // Twenty digits hold every u64.
     let mut digits = [0; 20];
     let mut rest = &mut digits[..];
@@ -137,7 +163,7 @@ fn number(out: &mut BytesMut, name: &str, number: u64) {
 /// The trailer section with the empty line that ends it.
 pub(super) fn trailers(out: &mut BytesMut, trailers: &HeaderMap<HeaderValue>) {
     for (name, value) in trailers {
-        line(out, name.as_str(), value.as_bytes());
+        line(out, name.as_str().as_bytes(), value.as_bytes());
     }
     out.put_slice(b"\r\n");
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
 };
+use memchr::memchr3;
 
 use super::{BodyLen, Error, Limits, MAX_HEADERS, OriginalNames, framing, target};
 
@@ -29,7 +30,7 @@ type Slots<'a> = [MaybeUninit<httparse::Header<'a>>; MAX_HEADERS];
 pub(super) fn find_end(bytes: &[u8], from: usize) -> Result<Option<usize>, Error> {
     let mut at = from.saturating_sub(3);
     while let Some(rest) = bytes.get(at..) {
-        let Some(found) = rest.iter().position(|b| matches!(b, b'\r' | b'\n' | 0)) else {
+        let Some(found) = memchr3(b'\r', b'\n', 0, rest) else {
             return Ok(None);
         };
         at += found;

@@ -63,7 +63,7 @@ impl OriginalNames {
     }
 
     /// The names as they came, each with the number of equal ones before it.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, usize)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], usize)> {
         self.spans
             .iter()
             .filter_map(|span| Some((self.text(*span)?, usize::from(span.nth))))
@@ -75,7 +75,7 @@ impl OriginalNames {
             usize::from(span.len) == name.len()
                 && self
                     .text(**span)
-                    .is_some_and(|text| text.eq_ignore_ascii_case(name))
+                    .is_some_and(|text| text.eq_ignore_ascii_case(name.as_bytes()))
         };
         self.spans.iter().filter(same).count()
     }
@@ -85,8 +85,8 @@ impl OriginalNames {
         self.count(name.as_str())
     }
 
-    fn text(&self, span: Span) -> Option<&str> {
+    fn text(&self, span: Span) -> Option<&[u8]> {
         let at = usize::try_from(span.at).ok()?;
-        std::str::from_utf8(self.head.get(at..at + usize::from(span.len))?).ok()
+        self.head.get(at..at + usize::from(span.len))
     }
 }

@@ -220,7 +220,7 @@ impl Maker<'_> {
         let mut all = vec![
             method(&record.method),
             KeyValue::new("url.scheme", "http"),
-            KeyValue::new("url.path", record.path.clone()),
+            KeyValue::new("url.path", record.path.to_string()),
             KeyValue::new("network.protocol.name", "http"),
             KeyValue::new("network.protocol.version", version),
             KeyValue::new("http.request.body.size", size(record.bytes_in)),
@@ -418,7 +418,7 @@ fn server(attributes: &mut Vec<KeyValue>, record: &Record) {
     let name = record.authority.rsplit_once(':');
     let (host, port) = match name.map(|(host, port)| (host, port.parse::<u16>())) {
         Some((host, Ok(port))) => (host, port),
-        _ => (record.authority.as_str(), record.destination.port()),
+        _ => (&*record.authority, record.destination.port()),
     };
     let host = if host.is_empty() {
         record.destination.ip().to_string()

@@ -64,6 +64,16 @@ fn names_keep_their_spelling_and_order() {
 }
 
 #[test]
+fn repeated_names_keep_their_places_when_the_map_loses_its_order() {
+    let raw = "GET / HTTP/1.1\r\nY: 0\r\nA: 1\r\nX: 2\r\nA: 3\r\nHost: x\r\nZ: 4\r\nA: 5\r\n\r\n";
+    let text = forwarded(raw, |head| {
+        head.head.headers_mut().remove("y");
+    });
+    let left = "GET / HTTP/1.1\r\nA: 1\r\nX: 2\r\nA: 3\r\nHost: x\r\nZ: 4\r\nA: 5\r\n\r\n";
+    assert_eq!(text, left);
+}
+
+#[test]
 fn what_the_proxy_changes_shows() {
     let raw = "GET / HTTP/1.1\r\nHost: x\r\nX-Gone: 1\r\nX-Changed: old\r\nX-Many: 1\r\n\
                Connection: close, X-Hop\r\nX-Hop: 1\r\nX-Many: 2\r\nX-Many: 3\r\n\r\n";
