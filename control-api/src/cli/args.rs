@@ -218,6 +218,9 @@ pub enum Command {
         #[arg(long)]
         purge: bool,
     },
+    /// Show a whole mesh working on this machine, in network namespaces; needs no root and no
+    /// control plane. Exits with 0 if everything that it promises was seen.
+    Demo(Demo),
     /// Print a Kubernetes manifest with the proxy beside every pod's application.
     Inject(Inject),
     /// Write a completion script for a shell.
@@ -521,6 +524,20 @@ pub enum Ca {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Output,
     },
+}
+
+/// See [`Command::Demo`].
+#[derive(Debug, clap::Args)]
+pub struct Demo {
+    /// How long the story takes, about.
+    #[arg(long, value_parser = duration::parse, default_value = "60s")]
+    pub duration: Duration,
+    /// Requests per second.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rate: u32,
+    /// No bold type.
+    #[arg(long)]
+    pub plain: bool,
 }
 
 /// See [`Command::Install`].

@@ -4,6 +4,7 @@ pub mod args;
 mod cluster;
 mod commands;
 mod connect;
+mod demo;
 mod help;
 mod kube;
 mod show;
@@ -43,6 +44,7 @@ pub async fn run(args: Args, out: &mut (impl Write + Send)) -> anyhow::Result<Ex
         Command::Install(_) | Command::Inject(_) | Command::Completions { .. } => {
             commands::local(args.command, out)
         }
+        Command::Demo(args) => demo::run(args).await,
         Command::Describe(_)
         | Command::Proxy(_)
         | Command::Top(_)
