@@ -498,7 +498,7 @@ mod tests {
     fn connections_and_streams_are_small() {
         check(&[
             ("HTTP connection", of_3(serve), 3200),
-            ("HTTP/1 connection", of_3(serve_http1), 2112),
+            ("HTTP/1 connection", of_3(serve_http1), 2304),
             ("HTTP/2 connection", of_3(serve_http2), 2560),
             ("HTTP/2 stream", of_5(serve_stream), 6400),
         ]);
