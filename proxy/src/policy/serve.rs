@@ -123,7 +123,8 @@ enum Plan {
     Forward(RouteHit),
 }
 
-/// Serves one request; large, so that connections box it. Returns the two raw streams' upstream half when it became a tunnel.
+/// Serves one request; its future is large, so that connections box it. Returns the two raw
+/// streams' upstream half when it became a tunnel.
 pub async fn serve(
     worker: &Arc<Worker>,
     conn: &Connection,

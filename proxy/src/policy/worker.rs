@@ -47,8 +47,9 @@ pub struct World {
     route_buckets: HashMap<Arc<str>, Arc<TokenBucket>>,
 }
 
-/// What serves a request: a connection manager, and the configuration in which its routes are looked
-/// up. Taken together: inline routes are found in no other configuration than one that has the manager.
+/// What serves a request: a connection manager, and the configuration in which its routes are
+/// looked up. Taken together: inline routes are found in no other configuration than one that has
+/// the manager.
 #[derive(Clone, Debug)]
 pub struct InForce {
     /// The configuration.

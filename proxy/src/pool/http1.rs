@@ -20,7 +20,8 @@ const MAX_IDLE: usize = 256;
 /// How long before an endpoint's announced close its connection is no longer used.
 const CLOSE_MARGIN: Duration = Duration::from_secs(1);
 
-/// A connection with what belongs to it. Boxed once, then handed from the pool to requests and back.
+/// A connection with what belongs to it. Boxed once, then handed from the pool to requests and
+/// back.
 struct Kept {
     conn: ClientConn<BoxIo>,
     key: Key,
