@@ -1,7 +1,15 @@
 //! Group D: opaque TCP, through one proxy and through two with mutual TLS between them: ends, resets,
 //! and who speaks first.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use outrigger_proto::type_url;
 use outrigger_tests::loopback::{
@@ -273,10 +281,12 @@ async fn tc_02_a_cut_tls_stream_is_no_end() {
         async move {
             let mut tls = acceptor.accept(stream).await.expect("a handshake");
             tls.write_all(&[7; 5000]).await.expect("written");
+            tls.flush().await.expect("flushed");
+            // Not before the client has it all: a reset could overtake even its connecting.
+            let _ended = tls.read_to_end(&mut Vec::new()).await;
             if nth % 2 == 0 {
                 tls.shutdown().await.expect("ended");
             } else {
-                tls.flush().await.expect("flushed");
                 let (mut tcp, _) = tls.into_inner();
                 tcp.shutdown().await.expect("cut");
                 // So that the close is a plain end of TCP.
@@ -392,6 +402,62 @@ async fn tc_03_on_the_same_port_a_client_that_speaks_first_is_served_as_what_it_
         assert!(Instant::now() < end, "not each was seen as HTTP");
         sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Serves HTTP, but ends as many connections on which nothing is said as it is told to.
+async fn leaver(reset: bool) -> (SocketAddr, Arc<AtomicUsize>) {
+    let leaves = Arc::new(AtomicUsize::new(0));
+    let told = Arc::clone(&leaves);
+    let app = raw::serve(move |mut stream, _| {
+        let told = Arc::clone(&told);
+        async move {
+            let mut byte = [0];
+            let heard = timeout(Duration::from_millis(50), stream.peek(&mut byte));
+            let silent = heard.await.is_err();
+            let one_less = |left: usize| left.checked_sub(1);
+            if silent && told.fetch_update(SeqCst, SeqCst, one_less).is_ok() {
+                if reset {
+                    raw::reset(stream);
+                }
+                return;
+            }
+            while raw::try_read_head(&mut stream).await.is_some() {
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                raw::write(&mut stream, answer).await;
+            }
+        }
+    });
+    (app.await, leaves)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_03_an_endpoint_that_leaves_before_a_word_takes_no_client_with_it() {
+    for reset in [false, true] {
+        let (app, leaves) = leaver(reset).await;
+        let proxy = undeclared(app).start().await;
+        leaves.store(1, SeqCst);
+        let mut client = proxy.connect().await;
+        let end = Instant::now() + STEP;
+        while leaves.load(SeqCst) > 0 {
+            assert!(Instant::now() < end, "it did not leave");
+            sleep(Duration::from_millis(10)).await;
+        }
+        sleep(Duration::from_millis(100)).await;
+        raw::write(&mut client, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let (head, body) = raw::read_response(&mut client).await;
+        assert_eq!((raw::status(&head), body), (200, b"ok".to_vec()), "{reset}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tc_03_a_service_that_only_closes_is_seen_to_close() {
+    let (app, leaves) = leaver(false).await;
+    leaves.store(usize::MAX, SeqCst);
+    let proxy = undeclared(app).start().await;
+    let mut client = proxy.connect().await;
+    let (got, end) = raw::read_to_end(&mut client).await;
+    assert!(got.is_empty());
+    end.expect("a clean end");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,6 +24,11 @@ use crate::{
 /// do so in their first packet after the handshake.
 const SILENCE: Duration = Duration::from_millis(20);
 
+/// Endpoints that are dialled for a silent client. One that leaves before anybody has spoken is
+/// replaced (KU-01): that it is shutting down says nothing about the client, who may be about to
+/// speak HTTP. A service that takes connections only to close them is seen as that in the end.
+const SILENT_DIALS: u32 = 3;
+
 /// A connection with its first bytes.
 pub(super) struct Seen {
     pub(super) io: TcpStream,
@@ -161,39 +166,46 @@ async fn wait_for_both(
     };
     let chain = plain.chain(listener);
     let opaque = chain.as_deref().filter(|chain| chain.tls.is_none());
-    let mut upstream = match opaque.map(|chain| &chain.kind) {
-        Some(ChainKind::Tcp(proxy)) => {
-            let dial = opaque::dial(worker, proxy, destination);
-            tokio::select! {
-                read = peek.read_more(&mut io) => {
-                    read?;
-                    return decide(listener, io, peek, None).await;
+    let mut dials = 0;
+    loop {
+        dials += 1;
+        let mut upstream = match opaque.map(|chain| &chain.kind) {
+            Some(ChainKind::Tcp(proxy)) => {
+                let dial = opaque::dial(worker, proxy, destination);
+                tokio::select! {
+                    read = peek.read_more(&mut io) => {
+                        read?;
+                        return decide(listener, io, peek, None).await;
+                    }
+                    dialled = dial => dialled.ok(),
                 }
-                dialled = dial => dialled.ok(),
             }
+            _ => None,
+        };
+        let Some(dialled) = &mut upstream else {
+            // Nothing to dial: the client has to speak.
+            let give_up = Instant::now() + listener.inspect_timeout;
+            tokio::select! {
+                read = peek.read_more(&mut io) => read?,
+                () = sleep_until(give_up) => return Ok(None),
+            }
+            return decide(listener, io, peek, None).await;
+        };
+        // Neither has a time limit here: a session may begin with a long silence of both (TC-05).
+        let spoke = tokio::select! {
+            read = peek.read_more(&mut io) => {
+                read?;
+                return decide(listener, io, peek, upstream).await;
+            }
+            spoke = dialled.first_byte() => matches!(spoke, Ok(1..)),
+        };
+        if spoke || dials >= SILENT_DIALS {
+            return Ok(Some(Seen {
+                io,
+                prefix: peek.into_bytes(),
+                protocol: Some(Protocol::Opaque),
+                dialled: upstream,
+            }));
         }
-        _ => None,
-    };
-    let Some(dialled) = &mut upstream else {
-        // Nothing to dial: the client has to speak.
-        let give_up = Instant::now() + listener.inspect_timeout;
-        tokio::select! {
-            read = peek.read_more(&mut io) => read?,
-            () = sleep_until(give_up) => return Ok(None),
-        }
-        return decide(listener, io, peek, None).await;
-    };
-    // Neither has a time limit here: a session may begin with a long silence of both (TC-05).
-    tokio::select! {
-        read = peek.read_more(&mut io) => {
-            read?;
-            decide(listener, io, peek, upstream).await
-        }
-        _spoke = dialled.first_byte() => Ok(Some(Seen {
-            io,
-            prefix: peek.into_bytes(),
-            protocol: Some(Protocol::Opaque),
-            dialled: upstream,
-        })),
     }
 }
