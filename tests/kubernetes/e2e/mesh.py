@@ -73,6 +73,15 @@ def logs(namespace, pod, container):
     return API.read(API.path(namespace, "pods", pod) + "/log", container=container).splitlines()
 
 
+def unusual(namespace, pod):
+    """What a pod's proxy has said that is not a request which went well: why one did not."""
+    try:
+        lines = logs(namespace, pod, "outrigger-proxy")
+    except Exception as error:  # A pod outside of the mesh, or one that has not begun.
+        return f"{pod}: {error}"
+    return "\n".join(f"{pod}: {line}" for line in lines if " 200 - " not in line)[-4000:]
+
+
 def apply(namespace, manifest, check=True):
     return run("kubectl", "-n", namespace, "apply", "-f", "-", text=manifest, check=check)
 
@@ -193,6 +202,8 @@ class Mesh(unittest.TestCase):
         for name in self.namespaces:
             self.say(kubectl("-n", name, "get", "pods,services,endpointslices", "-o", "wide", check=False))
             self.say(kubectl("-n", name, "get", "events", "--sort-by=.lastTimestamp", check=False))
+            for pod in get(name, "pods"):
+                self.say(unusual(name, pod["metadata"]["name"]))
         self.say(kubectl("-n", "outrigger-system", "logs", "-l", "app=outrigger-control", "--tail=20",
                          "--prefix", check=False))
 
