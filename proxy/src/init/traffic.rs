@@ -130,6 +130,7 @@ fn dial(args: &RuleArgs, target: SocketAddr) -> Result<Seen, Failure> {
     let dialled = match TcpStream::connect_timeout(&target, TIMEOUT) {
         Ok(stream) => stream,
         Err(error) if is_no_route(&error) => return Err(Failure::NoRoute),
+        Err(error) if listener.is_none() && was_closed(&error) => return Ok(Seen::Taken(target)),
         Err(error) => return Err(Failure::Other(format!("dialling {target}: {error}"))),
     };
     let Some(listener) = listener else {
@@ -147,6 +148,12 @@ fn dial(args: &RuleArgs, target: SocketAddr) -> Result<Seen, Failure> {
         return Err(other(format!("was redirected as one to {original:?}")));
     }
     Ok(Seen::Redirected(target))
+}
+
+/// Whether a connection was made, and reset before we looked: a proxy that runs already has no use
+/// for one to nowhere. Where nobody takes it, it is refused or not answered.
+fn was_closed(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionReset
 }
 
 /// The other end of `dialled`, in bounded time.
