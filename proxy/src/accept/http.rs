@@ -47,7 +47,7 @@ use crate::{
     policy::{
         Tunnel,
         serve::{Connection, Incoming, serve as serve_request},
-        worker::{InForce, Worker},
+        worker::{InForce, Worker, World},
     },
     tcp::relay,
     telemetry::{Record, TraceContext},
@@ -107,16 +107,21 @@ struct Served {
 }
 
 impl Served {
-    /// The settings now in force (TL-11: a new policy holds for the next request).
-    fn in_force(&mut self, worker: &Worker) -> InForce {
-        let world = worker.shared.world.load_full();
+    /// Takes up the settings now in force (TL-11: a new policy holds for the next request).
+    fn renew(&mut self, world: &World) {
         if world.serial != self.world {
             self.world = world.serial;
-            let chain = rechoose(&world, &self.conn.listener, &self.facts);
+            let chain = rechoose(world, &self.conn.listener, &self.facts);
             if let Some(ChainKind::Http(manager)) = chain.as_deref().map(|c| &c.kind) {
                 self.manager = Arc::clone(manager);
             }
         }
+    }
+
+    /// What serves a request that begins now.
+    fn in_force(&mut self, worker: &Worker) -> InForce {
+        let world = worker.shared.world.load_full();
+        self.renew(&world);
         let manager = Arc::clone(&self.manager);
         InForce { world, manager }
     }
@@ -199,7 +204,8 @@ async fn serve_http1(worker: &Arc<Worker>, mut served: Served, io: BoxIo) {
         if !begun {
             return;
         }
-        let limit = served.in_force(worker).manager.request_headers_timeout;
+        served.renew(&worker.shared.world.load());
+        let limit = served.manager.request_headers_timeout;
         let limit = limit.unwrap_or(HEAD_TIMEOUT);
         let head = match timeout(limit, poll_fn(|cx| server.poll_request(cx))).await {
             Ok(Ok(Some(head))) => head,
